@@ -1,0 +1,409 @@
+"""Train the GAN (from noise) or the RNA-GAN (from the latent of the same patient's expression).
+
+Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), tiles of lung and brain cortex.
+Reads:  tile stores and expression tables of the config; for `--loss_type wganvae` a betaVAE.
+Writes: `<model_dir>.model` (rebuilds itself; at most --checkpoint_minutes old), .history.csv and
+        .run.json beside it; one grid of generated tiles per epoch in `--image_dir`.
+        The same command again continues a stopped run; a larger --num_epochs extends it.
+
+    python3 histopathology_gan.py --seed 99 --config configs/gan_run_lung.json \\
+        --image_dir gan_generated_images/images_rna-gan_lung \\
+        --model_dir ./checkpoints/rna-gan_lung/rna-gan_lung --num_epochs 11 \\
+        --gan_type dcgan --loss_type wganvae --num_patches 600
+    python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json \\
+        --image_dir demo/images/rna-gan_lung --model_dir demo/checkpoints/rna-gan_lung \\
+        --num_epochs 4 --gan_type dcgan --loss_type wganvae --num_patches 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data.expression import ExpressionScaler, ExpressionTable, read_cohort
+from data.pixels import image_grid, images_to_pixels, pixels_to_images, write_png
+from data.splits import load_split
+from data.tiles import TileDataset, find_tile_stores
+from models.betavae import BetaVAE
+from models.dcgan import Generator
+from models.networks import Networks
+from models.sampling import sample_images
+from models.wgan import LOSS_TYPES, WASSERSTEIN, clip_weights, gradient_penalty
+from models.wgan_vae import Conditioning, critic_objective, generator_objective
+from runtime.checkpoint import check_genes, check_same_recipe, load_checkpoint, save_checkpoint
+from runtime.config import GANConfig, load_config, unused_keys
+from runtime.device import autocast, choose_device, uses_bfloat16
+from runtime.errors import UserError, run_script
+from runtime.files import sha256_of, write_csv
+from runtime.run import log, start_log, summary_writer, write_run_record
+from runtime.seeds import seed_everything, torch_generator
+
+# Keys that may change when a run is continued.
+FREE = (
+    "flag", "n_workers", "device", "log_interval", "summary_path", "checkpoint_minutes",
+    "path_csv", "patch_data_path", "split_path", "vae_checkpoint",
+)  # fmt: skip
+MEASURES = ("critic_loss", "generator_loss", "gradient_penalty")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="JSON config")
+    parser.add_argument("--seed", type=int, default=99)
+    parser.add_argument("--num_epochs", type=int, required=True)
+    parser.add_argument("--num_patches", type=int, default=600, help="tiles per slide, at most")
+    parser.add_argument("--gan_type", choices=("dcgan",), default="dcgan")
+    parser.add_argument("--loss_type", choices=LOSS_TYPES, default="wgan", help="wganvae: RNA-GAN")
+    files = parser.add_argument_group("files")
+    files.add_argument("--image_dir", required=True, help="folder of the epoch grids")
+    files.add_argument("--model_dir", required=True, help="path prefix X of X.model")
+    files.add_argument("--checkpoint", help="start from the weights of this .model")
+    files.add_argument("--vae_checkpoint", help="betaVAE of the RNA-GAN")
+    files.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: TensorBoard events")
+    mirrored = parser.add_argument_group("keys of the config")
+    mirrored.add_argument("--device")
+    mirrored.add_argument("--precision", choices=("auto", "float32", "bfloat16"))
+    return parser
+
+
+def profile_latents(
+    checkpoint_path: Path, table: ExpressionTable, device: torch.device
+) -> tuple[torch.Tensor, dict]:
+    """Return the betaVAE's mu (N, D) of every profile, and what a checkpoint keeps of the betaVAE."""
+    checkpoint = load_checkpoint(checkpoint_path, "betavae")
+    check_genes(checkpoint["genes"], table.genes, "expression tables")
+    model = BetaVAE(**checkpoint["model_args"])
+    model.load_state_dict(checkpoint["model"])
+    scaler = ExpressionScaler.from_checkpoint(checkpoint["scaler"])
+    scaled = torch.from_numpy(scaler.transform(table.expression))
+    origin = {"betavae_sha256": sha256_of(checkpoint_path), "betavae_path": str(checkpoint_path)}
+    return model.to(device).eval().latents(scaled), origin
+
+
+def epoch_order(tiles: int, tiles_per_step: int, shuffled: bool, seed: int, epoch: int) -> list:
+    """Return the tile numbers of every step of an epoch; what does not fill a step is left out."""
+    order = torch.arange(tiles)
+    if shuffled:
+        order = torch.randperm(tiles, generator=torch_generator(seed, "epoch", epoch))
+    steps = tiles // tiles_per_step
+    return order[: steps * tiles_per_step].view(steps, tiles_per_step).tolist()
+
+
+def turned(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    """Return every image (3, H, W) of a batch in one of its eight orientations: tissue has no up."""
+    turns = torch.randint(8, (len(images),), generator=draw).tolist()
+    parts = [
+        torch.rot90(image, turn % 4, (1, 2)) for image, turn in zip(images, turns, strict=True)
+    ]
+    return torch.stack(
+        [part.flip(2) if turn > 3 else part for part, turn in zip(parts, turns, strict=True)]
+    )
+
+
+def epoch_grid(
+    generator: Generator,
+    conditioning: Conditioning | None,
+    mu: torch.Tensor | None,
+    seed: int,
+    columns: int,
+) -> np.ndarray:
+    """Return a grid of tiles (H, W, 3) with fixed noise; for an RNA-GAN a row is a profile."""
+    if conditioning is None:
+        tiles = [image for _, image in sample_images(generator, seed, range(columns**2))]
+    else:
+        rows = [sample_images(generator, seed, range(columns), conditioning, one) for one in mu]
+        tiles = [image for row in rows for _, image in row]
+    return image_grid(images_to_pixels(torch.stack(tiles)).numpy(), columns)
+
+
+class Inputs(NamedTuple):
+    """Tiles and profiles of a run.
+
+    table: all profiles of the config. rows: table row of each training slide. dataset: their tiles.
+    training: per table row, whether its donor is trained on. shown: rows whose profiles the grids show,
+    held-out donors first.
+    """
+
+    table: ExpressionTable
+    rows: list[int]
+    dataset: TileDataset
+    training: np.ndarray
+    shown: list[int]
+
+
+def read_inputs(config: GANConfig, num_patches: int, where: str) -> Inputs:
+    """Return the tiles and profiles of a config; `where` names it in errors."""
+    if not config.patch_data_path:
+        raise UserError(f"{where}: key 'patch_data_path' is missing")
+    table = read_cohort(config.path_csv)
+    split = load_split(config.split_path, table.donors, config.split_seed)
+    training = np.array([split[donor] in config.train_partitions for donor in table.donors])
+    stores = find_tile_stores(config.patch_data_path, table.names)
+    rows = [row for row, name in enumerate(table.names) if name in stores and training[row]]
+    held_out = [row for row, name in enumerate(table.names) if name in stores and not training[row]]
+    if not rows:
+        raise UserError(
+            f"{where}: no tile store of a training slide under {', '.join(config.patch_data_path)}"
+        )
+    paths = [stores[table.names[row]] for row in rows]
+    dataset = TileDataset(paths, num_patches, config.img_size)
+    if len(dataset) < config.tiles_per_step:
+        raise UserError(f"{where}: {len(dataset)} tiles, a step needs {config.tiles_per_step}")
+    return Inputs(table, rows, dataset, training, (held_out + rows)[: config.grid_columns])
+
+
+def minimise(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """Take one step down the gradient of a scalar."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+class Draws(NamedTuple):
+    """A step's generator input and condition (N, D) and the penalty's epsilon (N or 1, 1, 1, 1)."""
+
+    latents: torch.Tensor
+    condition: torch.Tensor | None
+    epsilon: torch.Tensor
+
+
+def draw_step(
+    draw: torch.Generator,
+    profile: torch.Tensor | None,
+    conditioning: Conditioning | None,
+    count: int,
+    latent_dim: int,
+    per_batch: bool,
+) -> Draws:
+    """Return the random parts of a step from its generator; `profile` is mu (N, D) of its tiles."""
+    epsilon = torch.rand(1 if per_batch else count, 1, 1, 1, generator=draw)
+    if conditioning is None:
+        return Draws(torch.randn(count, latent_dim, generator=draw), None, epsilon)
+    uniform = torch.rand(profile.shape, generator=draw).mul_(2).sub_(1)
+    return Draws(conditioning.latents(profile, uniform), conditioning.condition(profile), epsilon)
+
+
+def main(argv: list[str] | None = None) -> None:
+    # Arguments and config
+    args = build_parser().parse_args(argv)
+    config = load_config(GANConfig, args.config, device=args.device, precision=args.precision)
+    for flag in ("num_epochs", "num_patches"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} {getattr(args, flag)}: 1 or more is needed")
+    conditional = args.loss_type == "wganvae"
+    model_path = Path(f"{args.model_dir}.model")
+
+    # Run directory, log, seed, device
+    start_log()
+    seed_everything(args.seed)
+    device = choose_device(config.device)
+    bfloat16 = uses_bfloat16(config.precision, device)
+
+    # Data
+    table, rows, dataset, training, shown = read_inputs(config, args.num_patches, args.config)
+    mu = conditioning = profiles = grid_mu = None
+    origin: dict = {}
+    if conditional:
+        vae_path = Path(args.vae_checkpoint or config.vae_checkpoint)
+        mu, origin = profile_latents(vae_path, table, device)
+        population = mu[torch.from_numpy(training)]
+        conditioning = Conditioning.fit(population, config.latent_noise, config.latent_norm)
+        profiles, grid_mu = mu[rows], mu[shown]
+
+    # Model and optimiser
+    latent_dim = mu.shape[1] if conditional else config.latent_dim
+    networks = Networks(
+        generator_args={
+            "latent_dim": latent_dim,
+            "image_px": config.img_size,
+            "step_channels": config.step_channels,
+        },
+        critic_args={
+            "image_px": config.img_size,
+            "step_channels": config.step_channels,
+            "norm": config.critic_norm,
+            "output": config.critic_output,
+            "latent_dim": latent_dim,
+            "conditioning": config.critic_conditioning if conditional else "none",
+        },
+        learning_rates=(config.generator_lr, config.critic_lr),
+        betas=tuple(config.adam_betas),
+        device=device,
+    )
+    generator, critic = networks.generator, networks.critic
+
+    # Resume
+    settings = config.model_dump() | {
+        "seed": args.seed,
+        "loss_type": args.loss_type,
+        "num_patches": args.num_patches,
+        "betavae_sha256": origin.get("betavae_sha256"),
+    }
+    counters = {"epoch": 0, "batch": 0, "step": 0, "elapsed_s": 0.0}
+    sums, history = torch.zeros(len(MEASURES), device=device), []
+    if model_path.is_file():
+        state = load_checkpoint(model_path, "gan")
+        check_same_recipe(state["config"], settings, FREE, model_path)
+        networks.load_state_dict(state)
+        networks.load_optimizers(state)
+        counters, history, sums = state["counters"], state["history"], state["sums"].to(device)
+        log.info("%s: epoch %d, step %d", model_path, counters["epoch"], counters["step"])
+        if counters["epoch"] >= args.num_epochs:
+            log.info("%s: up to date", model_path)
+            return
+    elif args.checkpoint:
+        start = load_checkpoint(args.checkpoint, "gan")
+        for key in ("generator_args", "critic_args"):
+            check_same_recipe(start[key], networks.state_dict()[key], (), args.checkpoint)
+        networks.load_state_dict(start)
+    write_run_record(f"{args.model_dir}.run.json", settings, args.seed)
+    if sentence := unused_keys(config):
+        log.info("%s: %s", args.config, sentence)
+    writer = summary_writer(args.log, config.summary_path)
+    began, saved = time.monotonic() - counters["elapsed_s"], time.monotonic()
+
+    def check_finite() -> None:
+        if not sums.isfinite().all():
+            raise UserError(
+                f"{model_path}: loss not finite before step {counters['step']}; the last good"
+                " checkpoint is kept; lower the learning rates or set precision to float32"
+            )
+
+    def save() -> None:
+        counters["elapsed_s"] = time.monotonic() - began
+        content = {
+            "loss_type": args.loss_type,
+            "image_px": config.img_size,
+            "latent_dim": generator.latent_dim,
+            "conditioning": conditioning.to_checkpoint() | origin if conditional else None,
+            "genes": table.genes,
+            "train_slides": [table.names[row] for row in rows],
+            "config": settings,
+            "counters": counters,
+            "history": history,
+            "sums": sums.cpu(),
+        }
+        save_checkpoint(model_path, "gan", networks.state_dict() | content)
+
+    own_step = config.penalty_form == "per_batch"
+    penalty_weight = config.gradient_penalty * config.penalty_interval
+
+    def penalised(step: int) -> bool:
+        return args.loss_type in WASSERSTEIN and step % config.penalty_interval == 0
+
+    def penalty_of(real, fake, condition, epsilon) -> torch.Tensor:
+        return gradient_penalty(
+            lambda images: critic(images, condition).score, real, fake, epsilon, own_step
+        )
+
+    # Loop
+    steps = len(dataset) // config.tiles_per_step
+    where = f"{device}, {'bfloat16' if bfloat16 else 'float32'}"
+    log.info("%d tiles of %d slides, %d steps an epoch, %s", len(dataset), len(rows), steps, where)
+    bar = tqdm(
+        total=args.num_epochs * steps, initial=counters["step"], unit="step", desc=model_path.stem
+    )
+    while counters["epoch"] < args.num_epochs:
+        shuffled = config.tile_order == "shuffled"
+        order = epoch_order(
+            len(dataset), config.tiles_per_step, shuffled, args.seed, counters["epoch"]
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=order[counters["batch"] :],
+            num_workers=config.n_workers,
+            pin_memory=device.type == "cuda",
+        )
+        for pixels, slides in loader:
+            step = counters["step"]
+            draw = torch_generator(args.seed, "step", step)
+            real = pixels_to_images(pixels.to(device, non_blocking=True))
+            if config.augment == "dihedral":
+                real = turned(real, draw)
+            latents, condition, epsilon = (
+                None if part is None else part.to(device)
+                for part in draw_step(
+                    draw,
+                    profiles[slides] if conditional else None,
+                    conditioning,
+                    len(real),
+                    generator.latent_dim,
+                    config.penalty_form == "per_batch",
+                )
+            )
+
+            # Critic
+            with autocast(device, bfloat16):
+                fake = generator(latents)
+                loss = critic_objective(
+                    critic, args.loss_type, real, fake.detach(), condition, config.regression_weight
+                )
+                penalty = torch.zeros_like(loss)
+                if penalised(step) and not own_step:
+                    penalty = penalty_of(real, fake.detach(), condition, epsilon)
+            minimise(networks.critic_optimizer, loss + penalty_weight * penalty)
+            if penalised(step) and own_step:
+                with autocast(device, bfloat16):
+                    penalty = penalty_of(real, fake.detach(), condition, epsilon)
+                minimise(networks.critic_optimizer, penalty_weight * penalty)
+            if config.critic_clip:
+                clip_weights(critic, config.critic_clip)
+
+            # Generator: the same images, judged by the critic as it is now
+            generator_value = torch.zeros_like(loss)
+            if (step + 1) % config.critic_steps == 0:
+                critic.requires_grad_(False)
+                with autocast(device, bfloat16):
+                    generator_value = generator_objective(
+                        critic, args.loss_type, fake, condition, config.regression_weight
+                    )
+                minimise(networks.generator_optimizer, generator_value)
+                critic.requires_grad_(True)
+                networks.update_average(config.ema_decay, step)
+
+            sums += torch.stack([loss, generator_value, penalty]).detach().float()
+            counters["step"], counters["batch"] = step + 1, counters["batch"] + 1
+            bar.update()
+            if counters["step"] % config.log_interval == 0:
+                check_finite()
+                means = dict(zip(MEASURES, (sums / counters["batch"]).tolist(), strict=True))
+                bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()})
+                if writer:
+                    writer.add_scalars("epoch_means", means, counters["step"])
+            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                check_finite()
+                save()
+                saved = time.monotonic()
+
+        # Epoch results
+        check_finite()
+        elapsed = time.monotonic() - began
+        before = history[-1]["elapsed_s"] if history else 0.0
+        row = dict(zip(MEASURES, (sums / counters["batch"]).tolist(), strict=True))
+        row["images_per_s"] = steps * config.tiles_per_step / (elapsed - before)
+        counters["epoch"] += 1
+        history.append(
+            {"epoch": counters["epoch"], "step": counters["step"], **row, "elapsed_s": elapsed}
+        )
+        grid = epoch_grid(networks.average, conditioning, grid_mu, args.seed, config.grid_columns)
+        write_png(Path(args.image_dir) / f"epoch_{counters['epoch']:04d}.png", grid)
+        counters["batch"] = 0
+        sums.zero_()
+        save()
+        write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(history))
+        saved = time.monotonic()
+    bar.close()
+    print(f"{model_path}: {counters['epoch']} epochs, {counters['step']} steps, {elapsed:.0f} s")
+
+
+if __name__ == "__main__":
+    run_script(main)

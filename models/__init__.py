@@ -1,0 +1,1 @@
+"""The mathematics: modules and losses. No files, no arguments, no printing."""

@@ -1,0 +1,73 @@
+"""The networks of an adversarial run as one thing to step, save and load."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from models.dcgan import Critic, Generator
+
+
+class Networks:
+    """Generator, its running average, critic and their Adam optimisers.
+
+    Args:
+        generator_args, critic_args: of `Generator` and `Critic`; kept, so that a checkpoint rebuilds them.
+        learning_rates: of generator and critic.
+        betas: of Adam.
+        device: where they live.
+    """
+
+    def __init__(
+        self,
+        generator_args: dict[str, Any],
+        critic_args: dict[str, Any],
+        learning_rates: tuple[float, float],
+        betas: tuple[float, float],
+        device: torch.device,
+    ) -> None:
+        self.generator_args, self.critic_args = generator_args, critic_args
+        layout = {"device": device, "memory_format": torch.channels_last}
+        self.generator = Generator(**generator_args).to(**layout)
+        self.critic = Critic(**critic_args).to(**layout)
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.generator_optimizer, self.critic_optimizer = (
+            torch.optim.Adam(network.parameters(), rate, betas, fused=device.type != "mps")
+            for network, rate in zip((self.generator, self.critic), learning_rates, strict=True)
+        )
+
+    @torch.no_grad()
+    def update_average(self, decay: float, step: int) -> None:
+        """Move the average towards the generator; the decay rises from 0.1 to `decay` over the steps."""
+        decay = min(decay, (1 + step) / (10 + step))
+        averages, currents = self.average.state_dict(), self.generator.state_dict()
+        for name, average in averages.items():
+            if average.is_floating_point():
+                average.lerp_(currents[name], 1 - decay)
+            else:
+                average.copy_(currents[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return arguments, weights and optimiser states for a checkpoint."""
+        return {
+            "generator_args": self.generator_args,
+            "critic_args": self.critic_args,
+            "generator": self.generator.state_dict(),
+            "generator_ema": self.average.state_dict(),
+            "critic": self.critic.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the weights of a checkpoint with the same arguments."""
+        self.generator.load_state_dict(state["generator"])
+        self.average.load_state_dict(state["generator_ema"])
+        self.critic.load_state_dict(state["critic"])
+
+    def load_optimizers(self, state: dict[str, Any]) -> None:
+        """Load the optimiser states of a checkpoint, to continue its run exactly."""
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])

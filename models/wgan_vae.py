@@ -1,0 +1,130 @@
+"""What the RNA-GAN adds: latents of a profile as the generator's input, and a critic that sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.dcgan import Critic
+from models.wgan import critic_loss, generator_loss
+
+
+@dataclass
+class Conditioning:
+    """How the betaVAE's mu of a profile becomes the generator's input.
+
+    Attributes:
+        mean, variance: float32 (D,), of mu over the training population.
+        noise: half-width a of the uniform noise added to mu; its variance is a^2 / 3.
+        latent_norm: "population", or "batch" as published, where a batch of one patient's tiles loses the
+            patient's profile exactly.
+
+    Source: RNA-GAN, methods: mu + Uniform(-0.3, 0.3), standardised.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    noise: float = 0.3
+    latent_norm: str = "population"
+
+    @classmethod
+    def fit(cls, mu: Tensor, noise: float = 0.3, latent_norm: str = "population") -> Conditioning:
+        """Return the conditioning of a training population's mu (N, D)."""
+        return cls(mu.mean(dim=0), mu.var(dim=0, unbiased=False), noise, latent_norm)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation (D,) of mu plus noise over the population."""
+        return (self.variance + self.noise**2 / 3 + 1e-12).sqrt()
+
+    def condition(self, mu: Tensor) -> Tensor:
+        """Return the standardised profile (N, D), without noise: what the critic sees."""
+        return (mu - self.mean.to(mu)) / self.scale.to(mu)
+
+    def latents(self, mu: Tensor, uniform: Tensor) -> Tensor:
+        """Return the generator's input (N, D) from mu (N, D) and draws (N, D) uniform in [-1, 1]."""
+        noisy = mu + self.noise * uniform
+        if self.latent_norm == "batch":
+            return (noisy - noisy.mean(dim=0)) / noisy.std(dim=0)
+        return self.condition(noisy)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Return plain values and tensors for a checkpoint."""
+        return {
+            "mean": self.mean.cpu(),
+            "variance": self.variance.cpu(),
+            "noise": self.noise,
+            "latent_norm": self.latent_norm,
+        }
+
+    @classmethod
+    def from_checkpoint(cls, content: dict[str, Any]) -> Conditioning:
+        """Return the conditioning that `to_checkpoint` described."""
+        return cls(**{key: content[key] for key in ("mean", "variance", "noise", "latent_norm")})
+
+
+def regression_loss(predicted_latents: Tensor, condition: Tensor) -> Tensor:
+    """Return the squared error, a scalar, of latents (N, D) read back from images.
+
+    The critic learns it on real images; the generator lowers it on its own, so that the profile must
+    stay recoverable from the tile.
+
+    Source: Odena et al. 2017 (arXiv 1610.09585), with a continuous target instead of a class.
+    """
+    return F.mse_loss(predicted_latents.float(), condition.float())
+
+
+def mismatched(condition: Tensor) -> Tensor:
+    """Return every row's condition (N, D) exchanged for its neighbour's: real tile, wrong profile.
+
+    Source: Reed et al. 2016 (arXiv 1605.05396), the matching-aware discriminator.
+    """
+    return torch.roll(condition, 1, dims=0)
+
+
+def critic_objective(
+    critic: Critic,
+    loss_type: str,
+    real: Tensor,
+    fake: Tensor,
+    condition: Tensor | None,
+    regression_weight: float,
+) -> Tensor:
+    """Return the critic's whole loss but the gradient penalty, a scalar.
+
+    Real tiles shall score above generated ones and, where the critic sees the profile, above real tiles
+    beside another patient's profile.
+
+    Args:
+        critic: scores images.
+        loss_type: one of models.wgan.LOSS_TYPES.
+        real, fake: images (N, 3, H, W); `fake` without gradient.
+        condition: standardised profiles (N, D) of the real tiles, or None.
+        regression_weight: of the latent regression, where the critic has one.
+    """
+    features = critic.features(real)
+    on_real, on_fake = critic.judge(features, condition), critic(fake, condition)
+    below = on_fake.score
+    if critic.embed is not None:
+        below = torch.cat([below, critic.judge(features, mismatched(condition)).score])  # (2N,)
+    loss = critic_loss(loss_type, on_real.score, below)
+    if on_real.predicted_latents is not None:
+        error = regression_loss(on_real.predicted_latents, condition)
+        loss = loss + regression_weight * error
+    return loss
+
+
+def generator_objective(
+    critic: Critic, loss_type: str, fake: Tensor, condition: Tensor | None, regression_weight: float
+) -> Tensor:
+    """Return the generator's loss, a scalar; arguments as in `critic_objective`."""
+    on_fake = critic(fake, condition)
+    loss = generator_loss(loss_type, on_fake.score)
+    if on_fake.predicted_latents is not None:
+        error = regression_loss(on_fake.predicted_latents, condition)
+        loss = loss + regression_weight * error
+    return loss

@@ -1,0 +1,25 @@
+"""How a user's mistake ends: one clear line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message names the file, key or slide, what was found, what to do."""
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit: 0 or its return value, 2 on a UserError, 130 when interrupted."""
+    script = Path(sys.argv[0]).name
+    try:
+        code = main()
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"{script}: stopped; the same command continues", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)

@@ -1,0 +1,32 @@
+"""Randomness as a function of (seed, position): nothing to store, nothing to replay on resume."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, and ask torch for deterministic algorithms on the CPU."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def derived_seed(seed: int, *position: int | str) -> int:
+    """Return a 63-bit seed that depends on `seed` and on every part of `position`, and on nothing else."""
+    text = "/".join(str(part) for part in (seed, *position))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def torch_generator(seed: int, *position: int | str) -> torch.Generator:
+    """Return a CPU torch.Generator for one position of a run, e.g. `(seed, "step", 120)`."""
+    return torch.Generator().manual_seed(derived_seed(seed, *position))
+
+
+def numpy_generator(seed: int, *position: int | str) -> np.random.Generator:
+    """Return a NumPy Generator for one position of a run."""
+    return np.random.default_rng(derived_seed(seed, *position))
