@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data.expression import ExpressionScaler, ExpressionTable, read_cohort
-from models.betavae import BetaVAE
+from data.expression import ExpressionTable, read_cohort
+from models.profiles import ProfileEncoder
 from runtime.checkpoint import check_genes, load_checkpoint
 from runtime.config import BetaVAEConfig, load_config
 from runtime.device import choose_device
@@ -106,21 +106,12 @@ def main(argv: list[str] | None = None) -> None:
         if not len(rows):
             raise UserError(f"--type {args.type}: group {name} has no training donor")
 
-    # Model
-    model = BetaVAE(**checkpoint["model_args"])
-    model.load_state_dict(checkpoint["model"])
-    model.to(device).eval()
-    scaler = ExpressionScaler.from_checkpoint(checkpoint["scaler"])
-
     # Results
-    mu = [
-        model.latents(torch.from_numpy(scaler.transform(table.expression[rows])))
-        for rows in members
-    ]
+    encoder = ProfileEncoder.from_checkpoint(checkpoint, device)
+    mu = [encoder.mu(table.expression[rows]) for rows in members]
     means = torch.stack([group.mean(dim=0) for group in mu])  # (2, D)
-    with torch.inference_mode():
-        decoded = model.decode(means.to(device)).cpu().numpy()  # (2, G)
-    expression = scaler.inverse(decoded)
+    decoded = encoder.decode(means)  # (2, G)
+    expression = encoder.scaler.inverse(decoded)
     moved = pd.DataFrame({"gene": table.genes, "scaled_shift": decoded[1] - decoded[0]})
     for name, values in zip(names, expression, strict=True):
         moved[f"expression_{name}"] = values

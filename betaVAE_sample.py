@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data.expression import ExpressionScaler, ExpressionTable, read_cohort, write_expression_table
-from models.betavae import BetaVAE
+from data.expression import ExpressionTable, read_cohort, write_expression_table
+from models.profiles import ProfileEncoder
 from runtime.checkpoint import check_genes, load_checkpoint
 from runtime.config import BetaVAEConfig, load_config
 from runtime.device import choose_device
@@ -66,19 +66,10 @@ def read_interpolation(path: str, latent_dim: int) -> dict[str, np.ndarray]:
     return content
 
 
-def shifted_latents(
-    model: BetaVAE,
-    scaled: torch.Tensor,
-    difference: np.ndarray,
-    alpha: float,
-    count: int,
-    seed: int,
-) -> torch.Tensor:
-    """Return z + alpha * difference (count, D) of profiles drawn from scaled (N, G), all used in turn."""
-    mu = model.latents(scaled)  # (N, D)
+def shifted_latents(mu: torch.Tensor, shift: np.ndarray, count: int, seed: int) -> torch.Tensor:
+    """Return z + shift (count, D) for profiles drawn from mu (N, D), each used as often as another."""
     order = numpy_generator(seed, "shift").permutation(len(mu))
-    rows = np.resize(order, count)
-    return mu[rows] + alpha * torch.from_numpy(difference)
+    return mu[np.resize(order, count)] + torch.from_numpy(shift)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,15 +85,13 @@ def main(argv: list[str] | None = None) -> None:
     seed_everything(args.seed)
     device = choose_device(config.device)
     checkpoint = load_checkpoint(checkpoint_path, "betavae")
-    model = BetaVAE(**checkpoint["model_args"])
-    model.load_state_dict(checkpoint["model"])
-    model.to(device).eval()
-    scaler = ExpressionScaler.from_checkpoint(checkpoint["scaler"])
+    encoder = ProfileEncoder.from_checkpoint(checkpoint, device)
+    latent_dim = encoder.model.latent_dim
     folder = Path(config.save_dir)
     inputs = [checkpoint_path]
     names = ["samples"]
     if args.interpolation:
-        shift = read_interpolation(args.interpolation, model.latent_dim)
+        shift = read_interpolation(args.interpolation, latent_dim)
         one, other = shift["groups"].tolist()
         names = [f"samples_{one}_to_{other}", f"samples_{other}_to_{one}"]
         inputs += [args.interpolation, *config.path_csv]
@@ -124,32 +113,23 @@ def main(argv: list[str] | None = None) -> None:
         latents = []
         for sign, members in ((1, shift["members_0"]), (-1, shift["members_1"])):
             rows = [table.row_of(name, args.interpolation) for name in members.tolist()]
-            scaled = torch.from_numpy(scaler.transform(table.expression[rows]))
-            latents.append(
-                shifted_latents(
-                    model,
-                    scaled,
-                    sign * shift["difference"],
-                    args.alpha,
-                    args.num_samples,
-                    args.seed,
-                )
-            )
+            move = np.float32(sign * args.alpha) * shift["difference"]
+            mu = encoder.mu(table.expression[rows])
+            latents.append(shifted_latents(mu, move, args.num_samples, args.seed))
     else:
         draw = torch_generator(args.seed, "prior")
-        latents = [torch.randn(args.num_samples, model.latent_dim, generator=draw)]
+        latents = [torch.randn(args.num_samples, latent_dim, generator=draw)]
 
     # Results
     for path, name, z in zip(outputs, names, latents, strict=True):
-        with torch.inference_mode():
-            decoded = torch.cat([model.decode(part.to(device)).cpu() for part in z.split(512)])
+        decoded = encoder.decode(z)
         kind = name.removeprefix("samples_") if args.interpolation else "synthetic"
         write_expression_table(
             path,
             ExpressionTable(
                 [f"SYNTHETIC-{number:06d}" for number in range(args.num_samples)],
                 checkpoint["genes"],
-                scaler.inverse(decoded.numpy()),
+                encoder.scaler.inverse(decoded),
                 pd.DataFrame({"tissue": [kind] * args.num_samples}),
             ),
         )

@@ -15,15 +15,17 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.expression import ExpressionScaler, ExpressionTable, read_cohort
+from data.expression import ExpressionTable, read_cohort
 from data.splits import PARTITIONS, load_split
 from models.betavae import BetaVAE, Reconstruction, betavae_loss
+from models.profiles import ExpressionScaler, ProfileEncoder
 from runtime.checkpoint import check_genes, check_same_recipe, load_checkpoint, save_checkpoint
 from runtime.config import BetaVAEConfig, load_config, unused_keys
 from runtime.device import autocast, choose_device, uses_bfloat16
@@ -106,25 +108,23 @@ def validate(
 
 
 def report_latents(
-    model: BetaVAE, scaled: torch.Tensor, table: ExpressionTable, split: dict[str, str]
-) -> tuple[pd.DataFrame, dict]:
-    """Return mu of every profile as a table, and what the latents and reconstructions are like."""
-    model.eval()
-    device = model.mu.weight.device
-    mu = model.latents(scaled)  # (N, D)
-    with torch.inference_mode():
-        parts = [model.decode(part.to(device)).cpu() for part in mu.split(512)]
-    errors = (torch.cat(parts) - scaled).square().mean(dim=1).numpy()
-    latents = pd.DataFrame({"wsi_file_name": table.names, "tissue": table.annotations["tissue"]})
-    latents["partition"] = [split[donor] for donor in table.donors]
-    by_tissue = latents.assign(mse=errors).groupby(["tissue", "partition"]).mse.mean()
+    encoder: ProfileEncoder, table: ExpressionTable
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return mu of every profile as a table, and what latents and reconstructions are like."""
+    mu = encoder.mu(table.expression)  # (N, D)
+    scaled = encoder.scaler.transform(table.expression)
+    errors = np.square(encoder.decode(mu) - scaled).mean(axis=1)
+    about = pd.DataFrame({"wsi_file_name": table.names, "tissue": table.annotations["tissue"]})
+    about["partition"] = [encoder.split[donor] for donor in table.donors]
+    mse = about.assign(mse=errors).groupby(["tissue", "partition"]).mse.mean()
     columns = pd.DataFrame(mu.numpy(), columns=[f"mu_{number}" for number in range(mu.shape[1])])
     summary = {
+        "profiles": len(table),
         "latent_dim": mu.shape[1],
         "active_latent_dims": int((mu.var(dim=0) > ACTIVE_VARIANCE).sum()),
-        "reconstruction_mse": {"/".join(key): float(value) for key, value in by_tissue.items()},
+        "reconstruction_mse": {"/".join(key): float(value) for key, value in mse.items()},
     }
-    return pd.concat([latents, columns], axis=1), summary
+    return pd.concat([about, columns], axis=1), summary
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -281,14 +281,14 @@ def main(argv: list[str] | None = None) -> None:
     bar.close()
 
     # Results
-    state = load_checkpoint(best_path, "betavae")
-    model.load_state_dict(state["model"])
-    latents, summary = report_latents(model, scaled, table, split)
+    encoder = ProfileEncoder.from_checkpoint(load_checkpoint(best_path, "betavae"), device)
+    latents, summary = report_latents(encoder, table)
     write_csv(folder / "latents.csv", latents)
-    summary |= {"best": best, "profiles": len(table), "sha256": sha256_of(best_path)}
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary | {"best": best, "sha256": sha256_of(best_path)})
     print(
-        f"{best_path}: epoch {best['epoch']}, validation reconstruction {best['val_reconstruction']:.4f}, {summary['active_latent_dims']} of {summary['latent_dim']} latent dimensions active"
+        f"{best_path}: epoch {best['epoch']}, validation reconstruction"
+        f" {best['val_reconstruction']:.4f}, {summary['active_latent_dims']} of"
+        f" {summary['latent_dim']} latent dimensions active"
     )
 
 

@@ -28,13 +28,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.expression import ExpressionScaler, ExpressionTable, read_cohort
+from data.expression import ExpressionTable, read_cohort
 from data.pixels import image_grid, images_to_pixels, pixels_to_images, write_png
 from data.splits import load_split
 from data.tiles import TileDataset, find_tile_stores
-from models.betavae import BetaVAE
 from models.dcgan import Generator
 from models.networks import Networks
+from models.profiles import ProfileEncoder
 from models.sampling import sample_images
 from models.wgan import LOSS_TYPES, WASSERSTEIN, clip_weights, gradient_penalty
 from models.wgan_vae import Conditioning, critic_objective, generator_objective
@@ -76,17 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def profile_latents(
-    checkpoint_path: Path, table: ExpressionTable, device: torch.device
+    path: Path, table: ExpressionTable, device: torch.device
 ) -> tuple[torch.Tensor, dict]:
     """Return the betaVAE's mu (N, D) of every profile, and what a checkpoint keeps of the betaVAE."""
-    checkpoint = load_checkpoint(checkpoint_path, "betavae")
-    check_genes(checkpoint["genes"], table.genes, "expression tables")
-    model = BetaVAE(**checkpoint["model_args"])
-    model.load_state_dict(checkpoint["model"])
-    scaler = ExpressionScaler.from_checkpoint(checkpoint["scaler"])
-    scaled = torch.from_numpy(scaler.transform(table.expression))
-    origin = {"betavae_sha256": sha256_of(checkpoint_path), "betavae_path": str(checkpoint_path)}
-    return model.to(device).eval().latents(scaled), origin
+    encoder = ProfileEncoder.from_checkpoint(load_checkpoint(path, "betavae"), device)
+    check_genes(encoder.genes, table.genes, "expression tables")
+    origin = {"betavae_sha256": sha256_of(path), "betavae_path": str(path)}
+    return encoder.mu(table.expression), origin
 
 
 def epoch_order(tiles: int, tiles_per_step: int, shuffled: bool, seed: int, epoch: int) -> list:

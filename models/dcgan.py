@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,14 @@ class Generator(nn.Module):
         self.to_rgb = nn.ConvTranspose2d(step_channels, 3, 4, 2, 1)
         self.apply(_initialise)
         nn.init.normal_(self.project.weight, std=math.sqrt(2 / (self.channels * 16)))
+
+    @classmethod
+    def from_checkpoint(cls, content: dict[str, Any], device: torch.device) -> Generator:
+        """Return the averaged generator of a GAN checkpoint's content, in eval mode on `device`."""
+        generator = cls(**content["generator_args"])
+        generator.load_state_dict(content["generator_ema"])
+        layout = {"device": device, "memory_format": torch.channels_last}
+        return generator.to(**layout).eval().requires_grad_(False)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, 3, H, W) in [-1, 1] of latents (N, D)."""

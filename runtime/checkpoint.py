@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from runtime.errors import UserError
-from runtime.files import atomic_path, require_file
+from runtime.files import atomic_path, require_file, sha256_of
 
 FORMAT = "rna-gan-suite/1"
 
@@ -122,3 +122,13 @@ def check_same_recipe(
                 f"{where}: was trained with {key} {stored.get(key)!r}, now {config.get(key)!r};"
                 " name another output, or go back to the first value to continue"
             )
+
+
+def check_betavae(path: str | Path, gan: dict[str, Any], where: str | Path) -> None:
+    """Raise a UserError unless `path` is the betaVAE that an RNA-GAN's checkpoint was trained with."""
+    found, needed = sha256_of(require_file(path, "betaVAE")), gan["conditioning"]["betavae_sha256"]
+    if found != needed:
+        raise UserError(
+            f"{path}: not the betaVAE that {where} was trained with"
+            f" (SHA-256 {found[:12]}, needed {needed[:12]})"
+        )

@@ -1,0 +1,1 @@
+"""Reading and writing inputs: expression, splits, tiles, slides, pixels."""

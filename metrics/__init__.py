@@ -1,0 +1,1 @@
+"""Numbers about results: distances between tile sets, scores, measured morphology."""

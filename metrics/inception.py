@@ -1,0 +1,208 @@
+"""The Inception network of the FID, up to its 2048 pooled features, with batch norms folded in."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+EPSILON = 1e-3  # of every batch norm in the original graph
+
+
+class Convolution(nn.Conv2d):
+    """Convolution, bias and ReLU: a convolution with its fixed batch norm folded in."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features (N, C, H, W)."""
+        return super().forward(features).relu_()
+
+
+class Mixed(nn.Module):
+    """Branches side by side, their channels concatenated in the order given."""
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__()
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features (N, C of all branches, H, W)."""
+        return torch.cat([branch(features) for branch in self.children()], dim=1)
+
+
+class MixedE(nn.Module):
+    """The last two blocks, in which two branches fork once more."""
+
+    def __init__(self, channels: int, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv = Convolution(channels, 320, 1)
+        self.tower_conv = Convolution(channels, 384, 1)
+        self.tower_mixed_conv = _row(384, 384, 3)
+        self.tower_mixed_conv_1 = _column(384, 384, 3)
+        self.tower_1_conv = Convolution(channels, 448, 1)
+        self.tower_1_conv_1 = Convolution(448, 384, 3, padding=1)
+        self.tower_1_mixed_conv = _row(384, 384, 3)
+        self.tower_1_mixed_conv_1 = _column(384, 384, 3)
+        self.tower_2_pool = pool
+        self.tower_2_conv = Convolution(channels, 192, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features (N, 2048, H, W)."""
+        one = self.tower_conv(features)
+        two = self.tower_1_conv_1(self.tower_1_conv(features))
+        branches = [
+            self.conv(features),
+            self.tower_mixed_conv(one),
+            self.tower_mixed_conv_1(one),
+            self.tower_1_mixed_conv(two),
+            self.tower_1_mixed_conv_1(two),
+            self.tower_2_conv(self.tower_2_pool(features)),
+        ]
+        return torch.cat(branches, dim=1)
+
+
+class FIDInception(nn.Module):
+    """Maps images (N, 3, 299, 299), levels (x - 128) / 128, to the FID's features (N, 2048).
+
+    Layer names are those of the original graph, so that its weights load by name.
+
+    Source: Szegedy et al. 2016 (arXiv 1512.00567) in the variant of the TensorFlow graph of
+    2015-12-05, which Heusel et al. 2017 (arXiv 1706.08500) fixed for the FID: average pools leave
+    the padding out, and the last block has a maximum pool.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            OrderedDict(  # channels x side behind each layer
+                conv=Convolution(3, 32, 3, stride=2),  # 32 x 149
+                conv_1=Convolution(32, 32, 3),  # 32 x 147
+                conv_2=Convolution(32, 64, 3, padding=1),  # 64 x 147
+                pool0=nn.MaxPool2d(3, 2),  # 64 x 73
+                conv_3=Convolution(64, 80, 1),  # 80 x 73
+                conv_4=Convolution(80, 192, 3),  # 192 x 71
+                pool1=nn.MaxPool2d(3, 2),  # 192 x 35
+                mixed=_block_a(192, 32),  # 256 x 35
+                mixed_1=_block_a(256, 64),  # 288 x 35
+                mixed_2=_block_a(288, 64),  # 288 x 35
+                mixed_3=_block_b(),  # 768 x 17
+                mixed_4=_block_c(128),  # 768 x 17
+                mixed_5=_block_c(160),  # 768 x 17
+                mixed_6=_block_c(160),  # 768 x 17
+                mixed_7=_block_c(192),  # 768 x 17
+                mixed_8=_block_d(),  # 1280 x 8
+                mixed_9=MixedE(1280, _average_pool()),  # 2048 x 8
+                mixed_10=MixedE(2048, nn.MaxPool2d(3, 1, 1)),  # 2048 x 8
+                pool2=nn.AvgPool2d(8),  # 2048 x 1
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (N, 2048) of images (N, 3, 299, 299) in [-1, 1)."""
+        return self.layers(images.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+
+def fold_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of `FIDInception` from the original graph's.
+
+    The original keeps weight, beta, mean and var (no gamma) per convolution; folded they are
+    weight / sqrt(var + epsilon) and beta - mean / sqrt(var + epsilon). Folding is done in float64.
+
+    Args:
+        state: weights under names such as `net.layers.mixed.conv.weight`; a prefix before `layers.`
+            is ignored.
+
+    Raises:
+        ValueError: a convolution's weights are incomplete.
+    """
+    folded = {}
+    for name, weight in state.items():
+        layer, part = name.rsplit(".", 1)
+        if part != "weight":
+            continue
+        try:
+            beta, mean, var = (state[f"{layer}.{key}"].double() for key in ("beta", "mean", "var"))
+        except KeyError as error:
+            raise ValueError(f"no {error.args[0]} in it") from error
+        scale = (var + EPSILON).rsqrt()
+        own = layer[layer.find("layers.") :]
+        folded[f"{own}.weight"] = (weight.double() * scale[:, None, None, None]).float()
+        folded[f"{own}.bias"] = (beta - mean * scale).float()
+    return folded
+
+
+def _tower(*layers: nn.Module) -> nn.Sequential:
+    """Name layers as the graph does: pool, conv, conv_1, conv_2, ..."""
+    named: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer in layers:
+        count = sum(name.startswith("conv") for name in named)
+        name = f"conv_{count}" if count else "conv"
+        named[name if isinstance(layer, Convolution) else "pool"] = layer
+    return nn.Sequential(named)
+
+
+def _row(inputs: int, outputs: int, width: int) -> Convolution:
+    return Convolution(inputs, outputs, (1, width), padding=(0, width // 2))
+
+
+def _column(inputs: int, outputs: int, height: int) -> Convolution:
+    return Convolution(inputs, outputs, (height, 1), padding=(height // 2, 0))
+
+
+def _average_pool() -> nn.AvgPool2d:
+    return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+
+
+def _block_a(channels: int, pooled: int) -> Mixed:
+    return Mixed(
+        conv=Convolution(channels, 64, 1),
+        tower=_tower(Convolution(channels, 48, 1), Convolution(48, 64, 5, padding=2)),
+        tower_1=_tower(
+            Convolution(channels, 64, 1),
+            Convolution(64, 96, 3, padding=1),
+            Convolution(96, 96, 3, padding=1),
+        ),
+        tower_2=_tower(_average_pool(), Convolution(channels, pooled, 1)),
+    )
+
+
+def _block_b() -> Mixed:
+    return Mixed(
+        conv=Convolution(288, 384, 3, stride=2),
+        tower=_tower(
+            Convolution(288, 64, 1),
+            Convolution(64, 96, 3, padding=1),
+            Convolution(96, 96, 3, stride=2),
+        ),
+        pool=nn.MaxPool2d(3, 2),
+    )
+
+
+def _block_c(narrow: int) -> Mixed:
+    return Mixed(
+        conv=Convolution(768, 192, 1),
+        tower=_tower(Convolution(768, narrow, 1), _row(narrow, narrow, 7), _column(narrow, 192, 7)),
+        tower_1=_tower(
+            Convolution(768, narrow, 1),
+            _column(narrow, narrow, 7),
+            _row(narrow, narrow, 7),
+            _column(narrow, narrow, 7),
+            _row(narrow, 192, 7),
+        ),
+        tower_2=_tower(_average_pool(), Convolution(768, 192, 1)),
+    )
+
+
+def _block_d() -> Mixed:
+    return Mixed(
+        tower=_tower(Convolution(768, 192, 1), Convolution(192, 320, 3, stride=2)),
+        tower_1=_tower(
+            Convolution(768, 192, 1),
+            _row(192, 192, 7),
+            _column(192, 192, 7),
+            Convolution(192, 192, 3, stride=2),
+        ),
+        pool=nn.MaxPool2d(3, 2),
+    )

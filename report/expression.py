@@ -1,0 +1,214 @@
+"""Figures of the betaVAE: training, latent space, sampled profiles, shifts between groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+
+from report.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    Drawn,
+    MissingResult,
+    first_folder,
+    panels,
+    read_table,
+)
+from runtime.files import read_json
+
+HISTORY = (
+    "epoch",
+    "train_loss",
+    "train_reconstruction",
+    "train_kl",
+    "val_loss",
+    "val_reconstruction",
+    "val_kl",
+)
+GENES_SHOWN = 15
+
+
+def betavae_folder(results: Path) -> Path:
+    """Return the folder of the betaVAE: the first under checkpoints/ that holds a history.csv."""
+    folder = first_folder(results, "checkpoints/*/history.csv", "history.csv")
+    if folder is None:
+        raise MissingResult("no checkpoints/<betaVAE>/history.csv: run betaVAE_training.py")
+    return folder
+
+
+def draw_history(results: Path) -> Drawn:
+    """Return the loss curves of the betaVAE."""
+    folder = betavae_folder(results)
+    history = read_table(folder / "history.csv", HISTORY)
+    figure, axes = panels(1, 3, 2.2)
+    for axis, (key, title) in zip(
+        axes[0],
+        (("loss", "loss"), ("reconstruction", "reconstruction (MSE)"), ("kl", "KL (nats)")),
+        strict=True,
+    ):
+        for number, (part, label) in enumerate((("train", "training"), ("val", "validation"))):
+            axis.plot(history.epoch, history[f"{part}_{key}"], LINES[number], label=label)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+    best = history.loc[history.val_reconstruction.idxmin()]
+    axes[0, 1].axvline(best.epoch, color="0.6", linewidth=0.8, zorder=0)
+    axes[0, 0].legend()
+    caption = (
+        f"betaVAE over {len(history)} epochs. Training values hold dropout and the sampled latent,"
+        " validation values decode the mean. The grey line is the epoch with the lowest validation"
+        f" reconstruction ({best.epoch:.0f}), which later stages use."
+    )
+    headline = f"betaVAE: validation reconstruction {best.val_reconstruction:.3f}"
+    table = None
+    if (folder / "summary.json").is_file():
+        summary = read_json(folder / "summary.json")
+        caption += (
+            f" {summary['active_latent_dims']} of {summary['latent_dim']} latent dimensions are"
+            f" active; {summary['profiles']} profiles. Below: reconstruction error (mean squared,"
+            " scaled expression) of each part."
+        )
+        headline += (
+            f", {summary['active_latent_dims']} of {summary['latent_dim']} latent dimensions active"
+        )
+        rows = [(*key.split("/"), value) for key, value in summary["reconstruction_mse"].items()]
+        frame = pd.DataFrame(rows, columns=["tissue", "partition", "mse"])
+        parts = [name for name in ("train", "val", "test") if name in set(frame.partition)]
+        table = frame.pivot(index="tissue", columns="partition", values="mse")[parts].reset_index()
+    return Drawn("betaVAE training", caption, figure, history, headline, table)
+
+
+def draw_latents(results: Path) -> Drawn:
+    """Return the principal components of the betaVAE's latent means, by tissue and partition."""
+    path = betavae_folder(results) / "latents.csv"
+    if not path.is_file():
+        raise MissingResult(f"no {path.relative_to(results)}: run betaVAE_training.py to its end")
+    frame = read_table(path, ("wsi_file_name", "tissue", "partition", "mu_0"))
+    columns = [name for name in frame if name.startswith("mu_")]
+    mu = frame[columns].to_numpy(np.float64)
+    is_train = (frame.partition == "train").to_numpy()
+    if is_train.sum() < 2 or len(columns) < 2:
+        raise MissingResult(f"{path.name} holds fewer than 2 training profiles or latents")
+    components = PCA(2, random_state=0).fit(mu[is_train])
+    share = components.explained_variance_ratio_
+    numbers = frame[["wsi_file_name", "tissue", "partition"]].copy()
+    numbers[["pc1", "pc2"]] = components.transform(mu)
+    figure, axes = panels(1, 2, 3.2)
+    variance = np.sort(mu[is_train].var(axis=0))[::-1]
+    _scatter(axes[0, 0], numbers, "tissue", "partition")
+    axes[0, 0].set_title("latent means")
+    axes[0, 0].set_xlabel(f"component 1 ({share[0]:.0%})")
+    axes[0, 0].set_ylabel(f"component 2 ({share[1]:.0%})")
+    axes[0, 1].plot(np.arange(1, len(variance) + 1), variance, marker=".", markersize=3)
+    axes[0, 1].set_yscale("log")
+    axes[0, 1].set_title("variance of each latent dimension, sorted")
+    axes[0, 1].set_xlabel("dimension")
+    caption = (
+        f"Principal components of the latent means of {len(frame)} profiles, fitted on the"
+        f" {is_train.sum()} training profiles. Colour: tissue; shape: part of the donor split."
+    )
+    return Drawn("Latent space of the betaVAE", caption, figure, numbers)
+
+
+def draw_profiles(results: Path) -> Drawn:
+    """Return the principal components of real and of sampled expression profiles."""
+    real_paths = [
+        path
+        for path in sorted((results / "expression").glob("*.csv*"))
+        if any(name.startswith("rna_") for name in pd.read_csv(path, nrows=0).columns)
+    ]
+    if not real_paths:
+        raise MissingResult("no expression/*.csv with rna_ columns: run prepare_expression.py")
+    sampled_paths = sorted(betavae_folder(results).glob("samples*.csv"))
+    if not sampled_paths:
+        raise MissingResult("no samples*.csv beside the betaVAE: run betaVAE_sample.py")
+    real = {path.name.split(".")[0]: read_table(path) for path in real_paths}
+    sampled = {path.name.split(".")[0]: read_table(path) for path in sampled_paths}
+    tables = [*real.values(), *sampled.values()]
+    genes = [
+        name
+        for name in tables[0]
+        if name.startswith("rna_") and all(name in table for table in tables)
+    ]
+    if len(genes) < 2:
+        raise MissingResult("the real and the sampled tables share fewer than 2 genes")
+    logged = {
+        name: np.log1p(table[genes].to_numpy(np.float64))
+        for name, table in (real | sampled).items()
+    }
+    components = PCA(2, random_state=0).fit(np.concatenate([logged[name] for name in real]))
+    share = components.explained_variance_ratio_
+    parts = []
+    for name in real | sampled:
+        label = name.removeprefix("samples_").replace("_to_", " to ")
+        label = "sampled from the prior" if name == "samples" else label
+        part = pd.DataFrame(components.transform(logged[name]), columns=["pc1", "pc2"])
+        part.insert(0, "profiles", label)
+        part.insert(1, "source", "real" if name in real else "sampled")
+        parts.append(part)
+    numbers = pd.concat(parts, ignore_index=True)
+    figure, axes = panels(1, 1, 3.4)
+    _scatter(axes[0, 0], numbers, "profiles", "source")
+    axes[0, 0].set_xlabel(f"component 1 ({share[0]:.0%} of real variance)")
+    axes[0, 0].set_ylabel(f"component 2 ({share[1]:.0%})")
+    counts = ", ".join(f"{len(part)} {part.profiles.iloc[0]}" for part in parts)
+    caption = (
+        f"Principal components of log(1 + expression) over {len(genes)} genes, fitted on the real"
+        f" profiles; sampled profiles are projected. N: {counts}. 'a to b' are real profiles of a,"
+        " shifted by the latent difference between the groups."
+    )
+    return Drawn("Real and sampled expression profiles", caption, figure, numbers)
+
+
+def draw_shift(results: Path) -> Drawn:
+    """Return the genes that move most between two groups, by the latent difference."""
+    paths = sorted(betavae_folder(results).glob("interpolation_*.csv"))
+    if not paths:
+        raise MissingResult(
+            "no interpolation_*.csv beside the betaVAE: run betaVAE_interpolation.py"
+        )
+    tables = []
+    figure, axes = panels(1, max(len(paths), 2), 3.2)
+    for axis in axes[0, len(paths) :]:
+        axis.set_visible(False)
+    for axis, path in zip(axes[0], paths, strict=False):
+        table = read_table(path, ("gene", "scaled_shift"))
+        groups = [
+            name.removeprefix("expression_") for name in table if name.startswith("expression_")
+        ]
+        top = table.head(GENES_SHOWN).iloc[::-1]
+        colours = [COLOURS[0] if value < 0 else COLOURS[1] for value in top.scaled_shift]
+        axis.barh(top.gene, top.scaled_shift, color=colours)
+        axis.axvline(0, color="black", linewidth=0.6)
+        axis.set_title(" to ".join(groups) or path.stem)
+        axis.set_xlabel("shift (standard deviations)")
+        axis.tick_params(axis="y", labelsize=6)
+        tables.append(table.head(100).assign(interpolation=path.stem))
+    caption = (
+        f"The {GENES_SHOWN} genes that move most, of {len(table)}, when the mean latent of one"
+        " group is replaced by that of the other; in per-gene standard deviations of the training"
+        " profiles. The CSV holds the first 100."
+    )
+    return Drawn("Shift between groups", caption, figure, pd.concat(tables))
+
+
+def _scatter(axis, points: pd.DataFrame, colour_by: str, shape_by: str) -> None:
+    colour_of = {
+        name: COLOURS[k % len(COLOURS)] for k, name in enumerate(points[colour_by].unique())
+    }
+    shape_of = {name: MARKERS[k % len(MARKERS)] for k, name in enumerate(points[shape_by].unique())}
+    for (colour, shape), part in points.groupby([colour_by, shape_by], sort=False):
+        axis.scatter(
+            part.pc1,
+            part.pc2,
+            s=16,
+            color=colour_of[colour],
+            marker=shape_of[shape],
+            alpha=0.75,
+            linewidth=0,
+            label=f"{colour}, {shape} ({len(part)})",
+        )
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)

@@ -1,0 +1,161 @@
+"""Figures of the GANs: losses, tile grids over epochs, generated grids and triples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from report.style import (
+    LINES,
+    Drawn,
+    MissingResult,
+    crop_grid,
+    panels,
+    picture_panels,
+    read_picture,
+    read_table,
+)
+from runtime.files import read_json
+
+SOURCES = ("real", "rna-gan", "gan")
+EPOCHS_SHOWN = 4
+TILES_SHOWN = 4
+HISTORY = ("epoch", "step", "critic_loss", "generator_loss")
+
+
+def draw_history(results: Path) -> Drawn:
+    """Return the losses of every GAN against its steps."""
+    paths = sorted(results.glob("checkpoints/**/*.history.csv"))
+    if not paths:
+        raise MissingResult("no checkpoints/**/*.history.csv: run histopathology_gan.py")
+    figure, axes = panels(len(paths), 2, 1.5 * len(paths) + 0.3)
+    tables, seeds = [], set()
+    for row, path in zip(axes, paths, strict=True):
+        run = path.name.removesuffix(".history.csv")
+        history = read_table(path, HISTORY)
+        seeds |= _seeds(path.with_name(f"{run}.run.json"))
+        row[0].plot(history.step, history.critic_loss, LINES[0], label="critic")
+        row[0].plot(history.step, history.generator_loss, LINES[1], label="generator")
+        row[0].set_title(f"{run}: loss")
+        if "gradient_penalty" in history:
+            row[1].plot(history.step, history.gradient_penalty, color="C2")
+            row[1].set_title(f"{run}: gradient penalty")
+        else:
+            row[1].set_visible(False)
+        for axis in row:
+            axis.set_xlabel("step")
+        tables.append(history.assign(run=run))
+    axes[0, 0].legend()
+    numbers = pd.concat(tables, ignore_index=True)
+    last = numbers.groupby("run").last()
+    summary = last[
+        [name for name in ("epoch", "step", "elapsed_s", "images_per_s") if name in last]
+    ]
+    caption = (
+        "Losses per epoch. A Wasserstein critic's loss is minus its estimate of the distance, less"
+        f" the penalty; its level is no measure of quality.{_seed_text(seeds)}"
+    )
+    return Drawn("GAN and RNA-GAN training", caption, figure, numbers, table=summary.reset_index())
+
+
+def draw_epochs(results: Path) -> Drawn:
+    """Return the tile grids of every GAN at a few epochs, from the same seeds."""
+    folders = [
+        folder
+        for name in ("images", "gan_generated_images")
+        for folder in sorted((results / name).glob("*"))
+        if list(folder.glob("epoch_*.png"))
+    ]
+    if not folders:
+        raise MissingResult("no images/<run>/epoch_*.png: run histopathology_gan.py")
+    pictures, titles, rows = [], [], []
+    for folder in folders:
+        grids = sorted(folder.glob("epoch_*.png"))
+        chosen = np.unique(np.linspace(0, len(grids) - 1, EPOCHS_SHOWN).round().astype(int))
+        shown = [grids[number] for number in chosen]
+        epochs = [int(path.stem.removeprefix("epoch_")) for path in shown]
+        empty = EPOCHS_SHOWN - len(shown)
+        pictures.append([crop_grid(read_picture(path), TILES_SHOWN) for path in shown])
+        pictures[-1] += [None] * empty
+        titles.append([f"epoch {epoch}" for epoch in epochs] + [""] * empty)
+        rows += [(folder.name, epoch, str(path)) for epoch, path in zip(epochs, shown, strict=True)]
+    figure = picture_panels(pictures, [folder.name for folder in folders], titles)
+    caption = (
+        f"The first {TILES_SHOWN} x {TILES_SHOWN} tiles of the grid of an epoch, the same noise in"
+        " every epoch. Rows of an RNA-GAN grid are expression profiles: donors that were held out"
+        " of training come first."
+    )
+    numbers = pd.DataFrame(rows, columns=["run", "epoch", "file"])
+    return Drawn("Tiles over epochs", caption, figure, numbers)
+
+
+def draw_sources(results: Path) -> Drawn:
+    """Return real, RNA-GAN and GAN tiles side by side, for each patient they were generated for."""
+    caption = (
+        "Side by side, in the order of the title: real tiles, tiles of the RNA-GAN from the"
+        " patient's expression profile, and tiles of the GAN, which knows no profile."
+    )
+    found = {
+        path: _sources(path.parent) for path in sorted(results.glob("generated*/**/sources.png"))
+    }
+    compared = {path: sources for path, sources in found.items() if len(sources) > 1}
+    titles = [f"{path.parent.name}: {', '.join(names)}" for path, names in compared.items()]
+    title = "Real, RNA-GAN and GAN tiles of the same patients"
+    return _generated(list(compared), titles, title, caption)
+
+
+def draw_grids(results: Path) -> Drawn:
+    """Return the grids of generated tiles, one for each run of generate_tissue_images.py."""
+    caption = (
+        "The first tiles of each run of generate_tissue_images.py, seeds in order. Profiles from"
+        " outside the cohort are matched gene by gene; a gene that is absent counts as 0."
+    )
+    paths = sorted(results.glob("generated*/**/grid.png"))
+    return _generated(paths, [path.parent.name for path in paths], "Generated tiles", caption)
+
+
+def _generated(paths: list[Path], titles: list[str], title: str, caption: str) -> Drawn:
+    if not paths:
+        raise MissingResult("no generated/<run>/ with pictures: run generate_tissue_images.py")
+    pictures: list[np.ndarray | None] = [read_picture(path) for path in paths]
+    columns = 2 if len(paths) > 1 else 1
+    empty = -len(pictures) % columns
+    pictures += [None] * empty
+    titles = titles + [""] * empty
+    figure = picture_panels(
+        [pictures[start : start + columns] for start in range(0, len(pictures), columns)],
+        [""] * (len(pictures) // columns),
+        [titles[start : start + columns] for start in range(0, len(pictures), columns)],
+    )
+    counts = {path: _sources(path.parent) for path in paths}
+    numbers = pd.DataFrame(
+        {
+            "run": path.parent.name,
+            "file": str(path),
+            **{f"{name}_tiles": counts[path].get(name, 0) for name in SOURCES},
+        }
+        for path in paths
+    )
+    sizes = ", ".join(
+        f"{path.parent.name} {' + '.join(f'{count} {name}' for name, count in found.items())}"
+        for path, found in counts.items()
+        if found
+    )
+    caption += f" Tiles made: {sizes}." if sizes else ""
+    return Drawn(title, caption, figure, numbers)
+
+
+def _sources(folder: Path) -> dict[str, int]:
+    """Return the number of tiles of each source that a run's folder lists."""
+    paths = {name: folder / f"tiles_{name}.csv" for name in SOURCES}
+    return {name: len(read_table(path)) for name, path in paths.items() if path.is_file()}
+
+
+def _seeds(record: Path) -> set[int]:
+    return {read_json(record)["seed"]} if record.is_file() else set()
+
+
+def _seed_text(seeds: set[int]) -> str:
+    return f" Seed: {', '.join(map(str, sorted(seeds)))}." if seeds else ""
