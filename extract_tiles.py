@@ -272,6 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = {} if arguments.overwrite else read_status(status_path)
     for slide in slides:
         rows[slide.name] = finished_row(slide, patch_path, settings, rows.get(slide.name))
+    write_status(status_path, rows)
     waiting = [slide for slide in slides if rows[slide.name] is None]
     if len(waiting) < len(slides):
         log.info("%d of %d slides are finished already", len(slides) - len(waiting), len(slides))

@@ -184,8 +184,8 @@ def draw_step(
     epsilon = torch.rand(1 if per_batch else count, 1, 1, 1, generator=draw)
     if conditioning is None:
         return Draws(torch.randn(count, latent_dim, generator=draw), None, epsilon)
-    uniform = torch.rand(profile.shape, generator=draw).mul_(2).sub_(1)
-    return Draws(conditioning.latents(profile, uniform), conditioning.condition(profile), epsilon)
+    noise = conditioning.draw(count, draw)
+    return Draws(conditioning.latents(profile, noise), conditioning.condition(profile), epsilon)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -212,11 +212,13 @@ def main(argv: list[str] | None = None) -> None:
         vae_path = Path(args.vae_checkpoint or config.vae_checkpoint)
         mu, origin = profile_latents(vae_path, table, device)
         population = mu[torch.from_numpy(training)]
-        conditioning = Conditioning.fit(population, config.latent_noise, config.latent_norm)
+        conditioning = Conditioning.fit(
+            population, config.latent_noise, config.noise_dim, config.latent_norm
+        )
         profiles, grid_mu = mu[rows], mu[shown]
 
     # Model and optimiser
-    latent_dim = mu.shape[1] if conditional else config.latent_dim
+    latent_dim = conditioning.input_dim if conditional else config.latent_dim
     networks = Networks(
         generator_args={
             "latent_dim": latent_dim,
@@ -228,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
             "step_channels": config.step_channels,
             "norm": config.critic_norm,
             "output": config.critic_output,
-            "latent_dim": latent_dim,
+            "latent_dim": mu.shape[1] if conditional else 0,
             "conditioning": config.critic_conditioning if conditional else "none",
         },
         learning_rates=(config.generator_lr, config.critic_lr),

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import pandas as pd
@@ -172,7 +172,9 @@ def draw_all(tasks: list[SlideTask], workers: int) -> Iterator[str]:
     if workers == 1:
         yield from map(draw_slide, tasks)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # a fork server imports once for all workers, in time and in memory; not every system has it
+    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+    with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
         try:
             for future in as_completed([pool.submit(draw_slide, task) for task in tasks]):
                 yield future.result()

@@ -68,7 +68,7 @@ def smooth_field(shape: tuple[int, int], period_px: float, rng: np.random.Genera
 
 
 def fibres(
-    orientation: np.ndarray, width_px: float, rng: np.random.Generator, directions: int = 6
+    orientation: np.ndarray, width_px: float, rng: np.random.Generator, directions: int = 4
 ) -> np.ndarray:
     """Return a fibre texture that follows a field of directions, about in [-1, 1].
 

@@ -26,15 +26,8 @@ from data.synthetic_canvas import (
     value_at,
 )
 from data.synthetic_nuclei import Cells, place_cells, stamp
-from data.synthetic_textures import (
-    enlarge,
-    fibres,
-    level_direction,
-    periodic_noise,
-    scattered_points,
-    smooth_field,
-    spread,
-)
+from data.synthetic_stroma import brain_stroma, lung_stroma
+from data.synthetic_textures import level_direction, scattered_points, smooth_field
 
 TISSUES = ("lung", "brain")
 ALVEOLUS_UM = 68.0
@@ -100,7 +93,7 @@ def _section_depth(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarra
     y, x = np.meshgrid(axis * rng.uniform(1.0, 1.08), axis * rng.uniform(1.0, 1.08), indexing="ij")
     blunt = (np.abs(x) ** 4 + np.abs(y) ** 4) ** 0.25
     wobble = 0.045 * smooth_field(grid, side / 3, rng) + 0.012 * smooth_field(grid, side / 14, rng)
-    return ((0.88 + wobble - blunt) * side / 2 * GRID_UM).astype(np.float32)
+    return ((0.90 + wobble - blunt) * side / 2 * GRID_UM).astype(np.float32)
 
 
 def _threshold(field: np.ndarray, inside: np.ndarray, share: float) -> float:
@@ -123,34 +116,12 @@ def _warped_grid(
 def _draw_lung(
     factors: TissueFactors, staining: Staining, edge_um: np.ndarray, rng: np.random.Generator
 ) -> Canvas:
-    grid = edge_um.shape
-    shape = (grid[0] * GRID_PX, grid[1] * GRID_PX)
-    field, vessel_um = _alveoli(grid, rng)
+    field, vessel_um = _alveoli(edge_um.shape, rng)
     inside = edge_um > 0
     threshold = _threshold(field, inside, factors.airspace_fraction)
     depth_grid = np.minimum(threshold - field, edge_um)
     flow = level_direction(field)
-
-    ripple = spread(periodic_noise(4.0, 4.0, number=1), shape, rng)
-    depth = enlarge(depth_grid, shape) + 0.7 * ripple
-    tissue = np.clip(depth / 0.8 + 0.5, 0, 1)
-    fibre = fibres(enlarge(flow, shape), 1.3, rng)
-    grain = spread(periodic_noise(1.1, 1.1, number=2), shape, rng)
-    patch = enlarge(smooth_field(grid, 45, rng), shape)
-    vessel = enlarge(vessel_um, shape)
-
-    eosin = 0.33 + 0.11 * fibre + 0.05 * grain + 0.05 * patch
-    eosin += 0.16 * np.exp(-((depth / 1.6) ** 2))
-    wall = np.clip(1.2 - np.abs(vessel + 5) / 6, 0, 1)
-    eosin += 0.22 * wall * (1 + 0.5 * fibre)
-    lumen = np.clip(-(vessel + 12) / 1.5, 0, 1)
-    eosin = eosin * (1 - lumen) + 0.2 * lumen
-    haze = 0.07 + 0.03 * grain + 0.03 * patch
-    canvas = Canvas(
-        np.maximum(haze, 0) * tissue * (1 - lumen),
-        np.maximum(eosin, 0.15) * tissue,
-        np.zeros(shape, np.float32),
-    )
+    canvas = lung_stroma(depth_grid, flow, vessel_um, rng)
 
     count = round(factors.nuclear_density * area_mm2(depth_grid > 0))
     room = (depth_grid > 1.0) & (vessel_um > -11)
@@ -210,30 +181,11 @@ class _BrainCells(NamedTuple):
 def _draw_brain(
     factors: TissueFactors, staining: Staining, edge_um: np.ndarray, rng: np.random.Generator
 ) -> Canvas:
-    grid = edge_um.shape
-    shape = (grid[0] * GRID_PX, grid[1] * GRID_PX)
     up = rng.uniform(0, np.pi)  # the direction that the large neurons and many fibres point in
-    flow = up + 0.7 * smooth_field(grid, 60, rng)
+    flow = up + 0.7 * smooth_field(edge_um.shape, 60, rng)
     cells, depth_grid = _brain_cells(factors, edge_um, up, flow, rng)
-
-    ripple = spread(periodic_noise(3.0, 3.0, number=1), shape, rng)
-    depth = enlarge(depth_grid, shape) + 0.5 * ripple
-    tissue = np.clip(depth / 0.9 + 0.5, 0, 1)
-    fibre = fibres(enlarge(flow, shape), 0.9, rng)
-    cross = fibres(enlarge(flow, shape) + 1.3, 0.9, rng)
-    grain = spread(periodic_noise(0.9, 0.9, number=2), shape, rng)
-    foam = spread(periodic_noise(2.6, 2.6, number=3), shape, rng)
-    patch = enlarge(smooth_field(grid, 50, rng), shape)
-    eosin = 0.38 + 0.11 * np.maximum(fibre, cross) + 0.05 * grain + 0.05 * patch
-    eosin -= 0.12 * np.clip(foam - 0.9, 0, 1.2)
-    eosin += 0.07 * np.exp(-((depth / 1.5) ** 2))
-    haze = 0.11 + 0.03 * grain + 0.03 * patch + 0.04 * fibre
-    canvas = Canvas(
-        np.maximum(haze, 0) * tissue,
-        np.maximum(eosin, 0.2) * tissue,
-        np.zeros(shape, np.float32),
-    )
-    cover, body = np.zeros((2, *shape), np.float32)
+    canvas = brain_stroma(depth_grid, flow, rng)
+    cover, body = np.zeros((2, *canvas.eosin.shape), np.float32)
     strength = rng.uniform(0.85, 1.15, len(cells.somata))
     stamp(body, cells.somata, DRAW_MPP, strength, rng, chromatin=0.22, coverage=cover)
     canvas.hematoxylin = canvas.hematoxylin * (1 - cover) + 0.34 * body

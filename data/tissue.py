@@ -97,7 +97,13 @@ def is_low_contrast(pixels: np.ndarray) -> bool:
     Source: definition of scikit-image's exposure.is_low_contrast with its default arguments.
     """
     luminance = Image.fromarray(pixels).convert("L", matrix=LUMINANCE)
-    low, high = np.percentile(np.asarray(luminance), CONTRAST_PERCENTILES)
+    ranked = np.cumsum(luminance.histogram())
+    ranks = np.array(CONTRAST_PERCENTILES) / 100 * (ranked[-1] - 1)
+    # Percentiles between two ranks lie on the line between their values.
+    below, above = (
+        np.searchsorted(ranked, end(ranks), side="right") for end in (np.floor, np.ceil)
+    )
+    low, high = below + (above - below) * (ranks % 1)
     return bool((high - low) / 255 < SMALLEST_CONTRAST)
 
 

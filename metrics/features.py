@@ -263,7 +263,8 @@ class FeatureExtractor:
         if not path.is_file():
             return {}
         try:
-            with np.load(path, allow_pickle=False) as content:
+            # An own handle: np.load leaves its one open when the file is damaged.
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as content:
                 return dict(zip(content["indices"].tolist(), content["features"], strict=True))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(

@@ -26,6 +26,10 @@ AVERAGE_RATIO = 4.2  # of a simulated slide with stain ratio 1
 SMOOTHING_UM = 0.8
 MIN_NUCLEAR_HEMATOXYLIN = 0.3
 MIN_RADIUS_UM = 1.5
+AIRSPACE_BASE = 0.12  # of the optical density of glass, at most
+INK_DENSITY = 0.45
+INK_REDNESS = 0.97  # least ratio of the optical densities in red and green; below in any H&E
+INK_UM = 13.0  # least width
 BATCH = 256
 
 
@@ -36,13 +40,22 @@ class Morphology(NamedTuple):
         nuclear_density: nuclei per mm2 of tissue; NaN without tissue.
         nuclear_diameter_um: of the circle of the mean nuclear area; NaN without a nucleus.
         stain_ratio: hematoxylin of nuclei over eosin around them, 1 on average; NaN without.
-        airspace_fraction: share of the area without stain, 0 to 1.
+        airspace_fraction: share of the area without stain, 0 to 1; NaN where all is ink.
     """
 
     nuclear_density: float | np.ndarray
     nuclear_diameter_um: float | np.ndarray
     stain_ratio: float | np.ndarray
     airspace_fraction: float | np.ndarray
+
+
+class _StainMaps(NamedTuple):
+    """Maps (N, H, W): stain concentrations, mean optical density, where there is ink (bool)."""
+
+    hematoxylin: np.ndarray
+    eosin: np.ndarray
+    density: np.ndarray
+    ink: np.ndarray
 
 
 class _TileSums(NamedTuple):
@@ -96,14 +109,20 @@ def morphology_per_tile(pixels: np.ndarray, mpp: float) -> Morphology:
         )
 
 
-def stain_concentrations(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return hematoxylin, eosin and mean optical density (N, H, W) of pixels (N, H, W, 3)."""
-    density = -np.log(np.maximum(pixels, 1.0, dtype=np.float32) / np.float32(WHITE))
+def optical_density(pixels: np.ndarray) -> np.ndarray:
+    """Return the optical density float32 (..., 3) of RGB pixels (..., 3), 0 to 255."""
+    return -np.log(np.maximum(pixels, 1.0, dtype=np.float32) / np.float32(WHITE))
+
+
+def stain_concentrations(density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return hematoxylin and eosin (...) from optical density (..., 3), float32.
+
+    Source: Ruifrok and Johnston 2001; the third stain is orthogonal to the two.
+    """
     basis = np.array([HEMATOXYLIN, EOSIN, np.cross(HEMATOXYLIN, EOSIN)])
     basis /= np.linalg.norm(basis, axis=1, keepdims=True)
-    unmix = np.linalg.inv(basis).astype(np.float32)
-    concentration = density @ unmix[:, :2]
-    return concentration[..., 0], concentration[..., 1], density.mean(axis=-1)
+    concentration = density @ np.linalg.inv(basis).astype(np.float32)[:, :2]
+    return concentration[..., 0], concentration[..., 1]
 
 
 def _measure(pixels: np.ndarray, mpp: float) -> tuple[_TileSums, float]:
@@ -113,13 +132,17 @@ def _measure(pixels: np.ndarray, mpp: float) -> tuple[_TileSums, float]:
     factor = max(1, round(WORKING_MPP / mpp))
     scale = mpp * factor
     maps = [
-        _smoothed_maps(_shrink(pixels[start : start + BATCH], factor), scale)
+        _stain_maps(_shrink(pixels[start : start + BATCH], factor), scale)
         for start in range(0, len(pixels), BATCH)
     ]
-    tissue_limit = _tissue_limit(maps)
-    maps = [(hematoxylin, eosin, density > tissue_limit) for hematoxylin, eosin, density in maps]
-    limit = _nuclear_limit(maps)
-    parts = [_sum_tiles(*each, limit, scale) for each in maps]
+    base, tissue_limit = _tissue_limit(np.concatenate([each.density[~each.ink] for each in maps]))
+    tissues = [~each.ink & (each.density - base > tissue_limit) for each in maps]
+    limit = _nuclear_limit(
+        [each.hematoxylin[tissue] for each, tissue in zip(maps, tissues, strict=True)]
+    )
+    parts = [
+        _sum_tiles(each, tissue, limit, scale) for each, tissue in zip(maps, tissues, strict=True)
+    ]
     return _TileSums(*(np.concatenate(column) for column in zip(*parts, strict=True))), scale
 
 
@@ -134,28 +157,34 @@ def _shrink(pixels: np.ndarray, factor: int) -> np.ndarray:
     return blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
-def _smoothed_maps(pixels: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return hematoxylin and mean optical density, both smoothed, and eosin, (N, H, W) each."""
-    hematoxylin, eosin, density = stain_concentrations(pixels)
+def _stain_maps(pixels: np.ndarray, scale: float) -> _StainMaps:
+    density = optical_density(pixels)
+    hematoxylin, eosin = stain_concentrations(density)
     sigma = SMOOTHING_UM / scale
-    blur = (0, sigma, sigma)
-    hematoxylin = ndimage.gaussian_filter(hematoxylin, blur, mode="nearest")
-    return hematoxylin, eosin, ndimage.gaussian_filter(density, blur, mode="nearest")
+    smooth = ndimage.gaussian_filter(density, (0, sigma, sigma, 0), mode="nearest")
+    hematoxylin = ndimage.gaussian_filter(hematoxylin, (0, sigma, sigma), mode="nearest")
+    mean = smooth.mean(axis=-1)
+    # the stains absorb more green than red; ink over a wide region does not
+    inky = (mean > INK_DENSITY) & (smooth[..., 0] > INK_REDNESS * smooth[..., 1])
+    side = round(INK_UM / scale)
+    core = ndimage.minimum_filter(inky, (1, side, side), mode="nearest")
+    return _StainMaps(hematoxylin, eosin, mean, _regions_with(mean > INK_DENSITY, core))
 
 
-def _tissue_limit(maps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
-    """Return the mean optical density that separates airspace from tissue of the set."""
-    stained = np.concatenate([density[density > STAINED_DENSITY] for _, _, density in maps])
-    typical = float(np.median(stained)) if len(stained) else 0.0
-    return float(np.clip(AIRSPACE_SHARE * typical, *AIRSPACE_DENSITIES))
+def _tissue_limit(density: np.ndarray) -> tuple[float, float]:
+    """Return the optical density of glass, and how much more than that makes tissue of a set."""
+    if not len(density):
+        return 0.0, AIRSPACE_DENSITIES[0]
+    base = float(np.clip(np.quantile(density, 0.005), 0, AIRSPACE_BASE))
+    stained = density[density > base + STAINED_DENSITY]
+    typical = float(np.median(stained)) - base if len(stained) else 0.0
+    return base, float(np.clip(AIRSPACE_SHARE * typical, *AIRSPACE_DENSITIES))
 
 
-def _nuclear_limit(maps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
+def _nuclear_limit(hematoxylin: list[np.ndarray]) -> float:
     """Return the hematoxylin concentration that separates nuclei from other tissue of the set."""
-    values = np.concatenate([hematoxylin[tissue] for hematoxylin, _, tissue in maps])
-    if not len(values):
-        return np.inf
-    return max(_otsu(values), MIN_NUCLEAR_HEMATOXYLIN)
+    values = np.concatenate(hematoxylin)
+    return max(_otsu(values), MIN_NUCLEAR_HEMATOXYLIN) if len(values) else np.inf
 
 
 def _otsu(values: np.ndarray) -> float:
@@ -173,11 +202,9 @@ def _otsu(values: np.ndarray) -> float:
     return float(edges[1 + np.nanargmax(between)]) if np.isfinite(between).any() else np.inf
 
 
-def _sum_tiles(
-    hematoxylin: np.ndarray, eosin: np.ndarray, tissue: np.ndarray, limit: float, scale: float
-) -> _TileSums:
+def _sum_tiles(maps: _StainMaps, tissue: np.ndarray, limit: float, scale: float) -> _TileSums:
     count, height, width = tissue.shape
-    nuclear = (hematoxylin > limit) & tissue
+    nuclear = (maps.hematoxylin > limit) & tissue
     # depth inside nuclei; tiles lie far apart along the first axis, so none reaches into the next
     depth = ndimage.distance_transform_edt(nuclear, sampling=(1e3, 1, 1))
     sigma = 0.7 / scale
@@ -189,15 +216,27 @@ def _sum_tiles(
     border = (row == 0) | (column == 0) | (row == height - 1) | (column == width - 1)
     # a nucleus cut by the border is half inside on average
     nuclei = np.bincount(tile, np.where(border, 0.5, 1.0), count)
-    other = tissue & (hematoxylin < 0.6 * limit)
+    other = tissue & (maps.hematoxylin < 0.6 * limit)
     return _TileSums(
-        area=np.full(count, height * width, float),
+        area=(~maps.ink).sum(axis=(1, 2)).astype(float),
         tissue=tissue.sum(axis=(1, 2)).astype(float),
         nuclei=nuclei,
         nuclear_area=nuclear.sum(axis=(1, 2)).astype(float),
-        hematoxylin=_masked(hematoxylin, nuclear, 0.9),
-        eosin=_masked(eosin, other, 0.5),
+        hematoxylin=_masked(maps.hematoxylin, nuclear, 0.9),
+        eosin=_masked(maps.eosin, other, 0.5),
     )
+
+
+def _regions_with(mask: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """Return the connected regions of a mask (N, H, W), tile by tile, that hold a marked pixel."""
+    if not marked.any():
+        return np.zeros_like(mask)
+    flat = ndimage.generate_binary_structure(2, 1)[None]
+    label, count = ndimage.label(mask, np.pad(flat, ((1, 1), (0, 0), (0, 0))))
+    held = np.zeros(count + 1, bool)
+    held[label[marked]] = True
+    held[0] = False
+    return held[label]
 
 
 def _diameter(area: np.ndarray) -> np.ndarray:
@@ -221,6 +260,6 @@ def _median(values: np.ndarray) -> float:
 
 
 def _middle_mean(values: np.ndarray) -> float:
-    ordered = np.sort(values)
+    ordered = np.sort(values[np.isfinite(values)])
     cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+    return float(ordered[cut : len(ordered) - cut].mean()) if len(ordered) else float("nan")

@@ -15,12 +15,14 @@ from runtime.seeds import torch_generator
 BATCH = 16
 
 
-def sample_noise(seed: int, index: int, latent_dim: int, uniform: bool) -> Tensor:
-    """Return the noise (D,) of tile `index`: uniform in [-1, 1] for a conditional generator, else normal."""
+def sample_noise(
+    seed: int, index: int, latent_dim: int, conditioning: Conditioning | None = None
+) -> Tensor:
+    """Return the noise (latent_dim,) of tile `index`: standard normal, or as `Conditioning.draw`."""
     draw = torch_generator(seed, "tile", index)
-    if uniform:
-        return torch.rand(latent_dim, generator=draw).mul_(2).sub_(1)
-    return torch.randn(latent_dim, generator=draw)
+    if conditioning is None:
+        return torch.randn(latent_dim, generator=draw)
+    return conditioning.draw(1, draw)[0]
 
 
 @torch.inference_mode()
@@ -55,7 +57,7 @@ def sample_images(
         mu = mu.expand(len(indices), -1)
     for batch in sorted({index // BATCH for index in indices}):
         members = range(batch * BATCH, (batch + 1) * BATCH)
-        noise = [sample_noise(seed, index, dim, conditioning is not None) for index in members]
+        noise = [sample_noise(seed, index, dim, conditioning) for index in members]
         latents = torch.stack(noise)  # (BATCH, D)
         if conditioning is not None:
             profile = torch.stack([mu[rows.get(index, 0)] for index in members])  # (BATCH, D)

@@ -20,6 +20,8 @@ class Conditioning:
     Attributes:
         mean, variance: float32 (D,), of mu over the training population.
         noise: half-width a of the uniform noise added to mu; its variance is a^2 / 3.
+        noise_dim: standard normal dimensions beside the profile's, for what the profile does not fix;
+            0 as published, where a betaVAE of 2048 dimensions leaves most of them to the noise.
         latent_norm: "population", or "batch" as published, where a batch of one patient's tiles loses the
             patient's profile exactly.
 
@@ -29,12 +31,25 @@ class Conditioning:
     mean: Tensor
     variance: Tensor
     noise: float = 0.3
+    noise_dim: int = 0
     latent_norm: str = "population"
 
     @classmethod
-    def fit(cls, mu: Tensor, noise: float = 0.3, latent_norm: str = "population") -> Conditioning:
+    def fit(
+        cls, mu: Tensor, noise: float = 0.3, noise_dim: int = 0, latent_norm: str = "population"
+    ) -> Conditioning:
         """Return the conditioning of a training population's mu (N, D)."""
-        return cls(mu.mean(dim=0), mu.var(dim=0, unbiased=False), noise, latent_norm)
+        return cls(mu.mean(dim=0), mu.var(dim=0, unbiased=False), noise, noise_dim, latent_norm)
+
+    @property
+    def input_dim(self) -> int:
+        """Dimensions of the generator's input: D + noise_dim."""
+        return len(self.mean) + self.noise_dim
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return noise (count, D + noise_dim): uniform in [-1, 1] beside mu, then standard normal."""
+        beside = torch.rand(count, len(self.mean), generator=generator) * 2 - 1
+        return torch.cat([beside, torch.randn(count, self.noise_dim, generator=generator)], dim=1)
 
     @property
     def scale(self) -> Tensor:
@@ -45,12 +60,15 @@ class Conditioning:
         """Return the standardised profile (N, D), without noise: what the critic sees."""
         return (mu - self.mean.to(mu)) / self.scale.to(mu)
 
-    def latents(self, mu: Tensor, uniform: Tensor) -> Tensor:
-        """Return the generator's input (N, D) from mu (N, D) and draws (N, D) uniform in [-1, 1]."""
-        noisy = mu + self.noise * uniform
+    def latents(self, mu: Tensor, noise: Tensor) -> Tensor:
+        """Return the generator's input (N, D + noise_dim) from mu (N, D) and noise as `draw` gives it."""
+        beside, extra = noise.split([mu.shape[1], self.noise_dim], dim=1)
+        noisy = mu + self.noise * beside
         if self.latent_norm == "batch":
-            return (noisy - noisy.mean(dim=0)) / noisy.std(dim=0)
-        return self.condition(noisy)
+            standardised = (noisy - noisy.mean(dim=0)) / noisy.std(dim=0)
+        else:
+            standardised = self.condition(noisy)
+        return torch.cat([standardised, extra], dim=1)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return plain values and tensors for a checkpoint."""
@@ -58,13 +76,15 @@ class Conditioning:
             "mean": self.mean.cpu(),
             "variance": self.variance.cpu(),
             "noise": self.noise,
+            "noise_dim": self.noise_dim,
             "latent_norm": self.latent_norm,
         }
 
     @classmethod
     def from_checkpoint(cls, content: dict[str, Any]) -> Conditioning:
         """Return the conditioning that `to_checkpoint` described."""
-        return cls(**{key: content[key] for key in ("mean", "variance", "noise", "latent_norm")})
+        keys = ("mean", "variance", "noise", "noise_dim", "latent_norm")
+        return cls(**{key: content[key] for key in keys})
 
 
 def regression_loss(predicted_latents: Tensor, condition: Tensor) -> Tensor:

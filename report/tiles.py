@@ -54,8 +54,8 @@ def draw_history(results: Path) -> Drawn:
         [name for name in ("epoch", "step", "elapsed_s", "images_per_s") if name in last]
     ]
     caption = (
-        "Losses per epoch. A Wasserstein critic's loss is minus its estimate of the distance, less"
-        f" the penalty; its level is no measure of quality.{_seed_text(seeds)}"
+        "Mean losses of each epoch. They tell whether training is stable; their level is no measure"
+        f" of the quality of tiles.{_seed_text(seeds)}"
     )
     return Drawn("GAN and RNA-GAN training", caption, figure, numbers, table=summary.reset_index())
 

@@ -163,6 +163,9 @@ class GANConfig(CohortConfig):
         default="population", description="batch: as published, where one patient's profile cancels"
     )
     latent_noise: NonNegative = Field(default=0.3, description="uniform half-width; published: 0.3")
+    noise_dim: Count = Field(
+        default=0, description="normal noise dimensions beside the profile's; published: 0"
+    )
     tile_order: Literal["shuffled", "sequential"] = Field(
         default="shuffled", description="sequential: patient by patient, as published"
     )

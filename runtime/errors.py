@@ -17,7 +17,9 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except UserError as error:
-        print(f"{script}: error: {error}", file=sys.stderr)
+        # A loader process hands its error on below its own traceback: the last line says it.
+        reason = str(error).strip().splitlines()[-1].removeprefix("runtime.errors.UserError: ")
+        print(f"{script}: error: {reason}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(f"{script}: stopped; the same command continues", file=sys.stderr)

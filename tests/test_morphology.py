@@ -6,7 +6,12 @@ import pytest
 from data.synthetic_canvas import EOSIN, HEMATOXYLIN, random_staining
 from data.synthetic_tissue import FACTOR_RANGES, TISSUES, TissueFactors, draw_section
 from data.synthetic_truth import spread_factors
-from metrics.morphology import morphology_of_tiles, morphology_per_tile, stain_concentrations
+from metrics.morphology import (
+    morphology_of_tiles,
+    morphology_per_tile,
+    optical_density,
+    stain_concentrations,
+)
 from runtime.seeds import numpy_generator
 
 DONORS = 16
@@ -69,7 +74,7 @@ def test_half_a_tile_of_glass_is_half_airspace_and_does_not_dilute_density():
 
 def test_stain_ratio_follows_the_stains():
     tile = discs(LATTICE)
-    hematoxylin, eosin, _ = stain_concentrations(tile)
+    hematoxylin, eosin = stain_concentrations(optical_density(tile))
     stronger = morphology_of_tiles(coloured(hematoxylin * 1.3, eosin), mpp=1.0).stain_ratio
     ratio = morphology_of_tiles(tile, mpp=1.0).stain_ratio
     assert stronger / ratio == pytest.approx(1.3, rel=0.05)
@@ -77,7 +82,7 @@ def test_stain_ratio_follows_the_stains():
 
 def test_stain_concentrations_undo_the_colouring():
     hematoxylin, eosin = np.random.default_rng(0).uniform(0.1, 0.8, (2, 1, 8, 8))
-    found = stain_concentrations(coloured(hematoxylin, eosin))
+    found = stain_concentrations(optical_density(coloured(hematoxylin, eosin)))
     np.testing.assert_allclose(found[0], hematoxylin, atol=0.03)
     np.testing.assert_allclose(found[1], eosin, atol=0.03)
 
@@ -86,7 +91,8 @@ def test_stain_concentrations_undo_the_colouring():
 def test_a_uniform_tile_is_measured_without_a_crash(level):
     tiles = np.full((3, 64, 64, 3), level, np.uint8)
     found = morphology_of_tiles(tiles, mpp=1.0)
-    assert 0 <= found.airspace_fraction <= 1
+    if level <= 128:  # grey and dark as ink
+        assert np.isnan(found).all()
     if level >= 243:
         assert found.airspace_fraction == 1
         assert np.isnan(found.nuclear_density)
@@ -107,6 +113,23 @@ def test_tiles_are_measured_one_by_one():
     np.testing.assert_allclose(found.nuclear_density[:2] * 64**2 / 1e6, [16, 4])
     assert np.isnan(found.nuclear_density[2])
     np.testing.assert_allclose(found.airspace_fraction, [0, 0, 1])
+
+
+@pytest.mark.parametrize("ink", [(40, 60, 165), (35, 120, 75), (35, 35, 42)])
+def test_ink_is_neither_tissue_nor_nucleus(ink):
+    inked = np.concatenate([discs(LATTICE), discs(LATTICE)])
+    inked[1, :, :40] = ink
+    clean, found = morphology_of_tiles(inked[:1], mpp=1.0), morphology_of_tiles(inked, mpp=1.0)
+    assert found.nuclear_density == pytest.approx(clean.nuclear_density, rel=0.1)
+    assert found.nuclear_diameter_um == pytest.approx(clean.nuclear_diameter_um, rel=0.1)
+    assert found.airspace_fraction == 0
+
+
+def test_glass_that_is_not_white_is_still_airspace():
+    tile = discs([centre for centre in LATTICE if centre[1] < 32])
+    tile[:, :, 32:] = 243
+    dim = (tile * np.array([0.95, 0.92, 0.9])).round().astype(np.uint8)
+    assert morphology_of_tiles(dim, mpp=1.0).airspace_fraction == pytest.approx(0.5, abs=0.02)
 
 
 def test_tiles_of_another_shape_are_refused():

@@ -16,6 +16,9 @@ from data.tissue import (
     tissue_mask,
 )
 
+MPP, POWER = "openslide.mpp-x", "openslide.objective-power"
+TIFF, UNIT = "tiff.XResolution", "tiff.ResolutionUnit"
+
 
 @pytest.fixture(scope="module")
 def picture():
@@ -30,14 +33,14 @@ def slide_path(picture, tmp_path_factory):
 @pytest.mark.parametrize(
     ("properties", "mpp", "key"),
     [
-        ({"openslide.mpp-x": "0.4990", "openslide.objective-power": "40"}, 0.499, "openslide.mpp-x"),
-        ({"openslide.objective-power": "20"}, 0.5, "openslide.objective-power"),
-        ({"tiff.XResolution": "50800", "tiff.ResolutionUnit": "inch"}, 0.5, "tiff.XResolution"),
-        ({"tiff.XResolution": "40000", "tiff.ResolutionUnit": "centimeter"}, 0.25, "tiff.XResolution"),
-        ({"openslide.mpp-x": "353", "openslide.objective-power": "20"}, 0.5, "openslide.objective-power"),
-        ({"openslide.mpp-x": "x", "openslide.objective-power": "40"}, 0.25, "openslide.objective-power"),
+        ({MPP: "0.4990", POWER: "40"}, 0.499, MPP),
+        ({POWER: "20"}, 0.5, POWER),
+        ({TIFF: "50800", UNIT: "inch"}, 0.5, TIFF),
+        ({TIFF: "40000", UNIT: "centimeter"}, 0.25, TIFF),
+        ({MPP: "353", POWER: "20"}, 0.5, POWER),
+        ({MPP: "x", POWER: "40"}, 0.25, POWER),
     ],
-)  # fmt: skip
+)
 def test_resolution_comes_from_the_first_key_that_makes_sense(properties, mpp, key):
     found, source = slide_mpp(properties)
     assert found == pytest.approx(mpp)
@@ -51,7 +54,7 @@ def test_override_wins_over_what_the_slide_says():
 def test_missing_resolution_names_the_keys_tried_and_the_slide(tmp_path, picture):
     path = write_slide(tmp_path / "bare.svs", picture[:256, :256], mpp=None)
     with pytest.raises(
-        SlideError, match=r"bare\.svs: .*mpp-x absent.*objective-power absent.*TIFF|X"
+        SlideError, match=r"bare\.svs: .*mpp-x absent.*objective-power absent.*XResolution"
     ):
         Slide(path)
     with Slide(path, mpp_override=0.5) as slide:
@@ -130,11 +133,14 @@ def test_slides_of_20x_and_40x_give_tiles_of_the_same_scale(tmp_path, slide_path
     half = np.asarray(Image.fromarray(picture).reduce(2))
     other_path = write_slide(tmp_path / "b.svs", half, mpp=0.5)
     with Slide(slide_path) as fine, Slide(other_path) as coarse:
-        for mpp in (0.5, 1.0, 1.6):
-            tiles = np.array([[row, column] for row in (1, 2) for column in (1, 2, 3)])
+        tiles = np.array([[row, column] for row in (1, 2) for column in (1, 2)])
+        for mpp in (0.5, 1.0, 2.0):
             pairs = [list(s.read_tiles(s.grid(64, mpp), tiles)) for s in (fine, coarse)]
             difference = np.abs(np.subtract(*pairs, dtype=float))
             assert difference.mean() < 3
+        for mpp in (0.7, 1.6):
+            grids = [s.grid(64, mpp).mpp for s in (fine, coarse)]
+            assert grids == pytest.approx([mpp, mpp], rel=0.01)
 
 
 def test_transparent_regions_show_the_background_colour(slide_path):
@@ -222,10 +228,6 @@ def test_anchor_decides_which_point_must_be_tissue(slide_path):
         assert corner.tiles.tolist() == [[2, 2]]
         assert corner.tissue_fraction.tolist() == [1.0]
         shifted = SlideMask(np.roll(tissue, 1, (0, 1)), mask.ink)
-        assert (
-            not len(candidate_tiles(slide, grid, SlideMask(tissue[::-1], mask.ink), "corner").tiles)
-            - 1
-        )
         assert candidate_tiles(slide, grid, shifted, "corner").tiles.tolist() == [[3, 3]]
         centre = candidate_tiles(slide, grid, shifted, "centre")
         assert centre.tiles.tolist() == [[2, 2]]

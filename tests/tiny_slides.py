@@ -1,4 +1,4 @@
-"""Small slides for tests: a stained disc with round nuclei on a light background, in Aperio layout."""
+"""Small slides for tests: a stained disc with round nuclei on light glass, in Aperio layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUCLEUS_DIAMETER_UM = 8.0
 
 
 def tissue_picture(side_um: float = 512.0, mpp: float = 0.25, seed: int = 1) -> np.ndarray:
-    """Return uint8 RGB (H, W, 3): tissue fills the middle of the picture, nuclei lie on a jittered grid."""
+    """Return uint8 RGB (H, W, 3): tissue in the middle, nuclei on a jittered grid."""
     px = round(side_um / mpp)
     rows, columns = np.mgrid[0:px, 0:px] * mpp
     distance = np.hypot(rows - side_um / 2, columns - side_um / 2)

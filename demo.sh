@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# The whole chain on a simulated cohort: the README's numbered commands with small configs.
+# Everything goes to demo/. Run again, it continues where it was stopped and repeats nothing.
+set -euo pipefail
+cd "$(dirname "$0")"
+SECONDS=0
+step() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
+VAE=demo/checkpoints/betavae/model_dict_best.pt
+MODELS=demo/checkpoints
+LUNG=SIM-0002-0625.svs   # the two exemplar patients
+BRAIN=SIM-0002-3025.svs
+
+step "0.1 A cohort with known truth: slides and matched expression"
+python3 simulate_cohort.py --output demo/cohort --seed 99
+
+step "0.2 Expression tables"
+for tissue in lung brain; do
+  python3 prepare_expression.py --input demo/cohort/expression/${tissue}_counts.csv.gz --tissue $tissue \
+    --slides demo/cohort/slides/$tissue --output demo/expression/$tissue.csv
+  python3 prepare_expression.py --input demo/cohort/external_${tissue}_counts.csv.gz --unit counts \
+    --tissue $tissue --output demo/external/$tissue.csv
+done
+
+step "0.3 Tiles: 64 px at 1 um per pixel"
+for tissue in lung brain; do
+  python3 extract_tiles.py --slide_path demo/cohort/slides/$tissue --patch_path demo/tiles/$tissue \
+    --tile_px 64 --mpp 1.0
+done
+
+step "1.1 betaVAE: training"
+python3 betaVAE_training.py --seed 99 --config configs/demo/betavae_tissues.json --log 1 --parallel 0
+step "1.2 betaVAE: interpolation between tissues"
+python3 betaVAE_interpolation.py --seed 99 --config configs/demo/betavae_tissues.json --log 0 --parallel 0
+step "1.3 betaVAE: samples, and lung shifted to brain and back"
+python3 betaVAE_sample.py --seed 99 --config configs/demo/betavae_tissues.json --log 0 --parallel 0
+python3 betaVAE_sample.py --seed 99 --config configs/demo/betavae_tissues.json --num_samples 100 \
+  --interpolation demo/checkpoints/betavae/interpolation_tissue.npz
+
+step "2.1 GAN: tiles from noise"
+for tissue in brain lung; do
+  python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_$tissue.json \
+    --image_dir demo/images/gan_$tissue --model_dir $MODELS/gan_$tissue --num_epochs 8 \
+    --gan_type dcgan --loss_type wgan --num_patches 600
+done
+step "2.2 RNA-GAN: tiles from the patient's expression"
+for tissue in brain lung; do
+  python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_$tissue.json \
+    --image_dir demo/images/rna-gan_$tissue --model_dir $MODELS/rna-gan_$tissue --num_epochs 8 \
+    --gan_type dcgan --loss_type wganvae --num_patches 600
+done
+step "2.3 Does the profile reach the tile? Morphology of tiles against the truth"
+for tissue in brain lung; do
+  python3 measure_conditioning.py --checkpoint $MODELS/rna-gan_$tissue.model \
+    --config configs/demo/gan_run_$tissue.json --truth demo/cohort/truth.csv --mpp 1.0 \
+    --output demo/conditioning/$tissue.json
+done
+
+step "3 FID of the fifteen pairs"
+L="--config configs/demo/gan_run_lung.json" B="--config configs/demo/gan_run_brain.json"
+V="--vae --vae_checkpoint $VAE"
+pair() {
+  python3 fid.py --sample_size 40 --draws 5 --cache demo/features --output demo/fid/"$@"
+}
+pair real_lung-gan_lung.json         --checkpoint $MODELS/gan_lung.model $L $V --patient1 $LUNG
+pair real_lung-rna-gan_lung.json     --checkpoint $MODELS/rna-gan_lung.model $L $V --patient1 $LUNG
+pair gan_lung-rna-gan_lung.json      --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/gan_lung.model $L $V --patient1 $LUNG
+pair real_brain-gan_lung.json        --checkpoint $MODELS/gan_lung.model $B
+pair real_brain-rna-gan_lung.json    --checkpoint $MODELS/rna-gan_lung.model $B $V --patient1 $BRAIN
+pair gan_brain-gan_lung.json         --checkpoint $MODELS/gan_lung.model --checkpoint2 $MODELS/gan_brain.model $B
+pair rna-gan_brain-gan_lung.json     --checkpoint $MODELS/rna-gan_brain.model --checkpoint2 $MODELS/gan_lung.model $B $V --patient1 $BRAIN
+pair rna-gan_lung-gan_brain.json     --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/gan_brain.model $L $V --patient1 $LUNG
+pair rna-gan_lung-rna-gan_brain.json --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/rna-gan_brain.model $L --config2 configs/demo/gan_run_brain.json $V --patient1 $LUNG --patient2 $BRAIN
+pair real_brain-gan_brain.json       --checkpoint $MODELS/gan_brain.model $B --patient1 $BRAIN
+pair real_brain-rna-gan_brain.json   --checkpoint $MODELS/rna-gan_brain.model $B $V --patient1 $BRAIN
+pair gan_brain-rna-gan_brain.json    --checkpoint $MODELS/rna-gan_brain.model --checkpoint2 $MODELS/gan_brain.model $B $V --patient1 $BRAIN
+pair real_lung-gan_brain.json        --checkpoint $MODELS/gan_brain.model $L
+pair real_lung-rna-gan_brain.json    --checkpoint $MODELS/rna-gan_brain.model $L $V --patient1 $LUNG
+pair real_lung-real_brain.json       --real $L --config2 configs/demo/gan_run_brain.json --patient1 $LUNG --patient2 $BRAIN
+
+step "4.1 Tiles of a patient: real, RNA-GAN and GAN side by side"
+python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/gan_lung.model $L --sample_size 64 $V --patient1 $LUNG --save_path demo/generated/patient_lung
+python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_brain.model --checkpoint2 $MODELS/gan_brain.model $B --sample_size 64 $V --patient1 $BRAIN --save_path demo/generated/patient_brain
+step "4.2 Tiles of a profile from outside the cohort"
+python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model $L --sample_size 64 $V --rna_data demo/external/lung.csv --random_patient --save_path demo/generated/external_lung
+python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_brain.model $B --sample_size 64 $V --rna_data demo/external/brain.csv --random_patient --save_path demo/generated/external_brain
+step "4.3 Tiles of all patients, for the classifier"
+for tissue in lung brain; do
+  python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_$tissue.model --config configs/demo/gan_run_$tissue.json \
+    --sample_size 120 $V --all_patients --save_path demo/generated/all_$tissue
+done
+
+step "5 Toy classifier: lung or brain, trained on real or on generated tiles, tested on real ones"
+real="demo/generated/all_lung/tiles_real.csv demo/generated/all_brain/tiles_real.csv"
+generated="demo/generated/all_lung/tiles_rna-gan.csv demo/generated/all_brain/tiles_rna-gan.csv"
+python3 wsi_model.py --patch_data_path demo/generated --csv_path $real --network small --num_epochs 6 --output demo/classifier/real
+python3 wsi_model.py --patch_data_path demo/generated --csv_path $generated --test_csv $real --network small --num_epochs 6 --output demo/classifier/rna-gan
+
+step "6 Figures and the report"
+python3 figures.py --results demo --output demo/report --all
+printf '\nDone in %d s. Everything is in %s; open %s\n' "$SECONDS" "$PWD/demo" "$PWD/demo/report/index.html"

@@ -1,0 +1,175 @@
+"""Generator, critic, losses, penalty, conditioning and sampling, in closed form and against torchgan."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from models.dcgan import Critic, Generator
+from models.networks import Networks
+from models.sampling import sample_images
+from models.wgan import critic_loss, generator_loss, gradient_penalty
+from models.wgan_vae import Conditioning, critic_objective, mismatched
+
+with warnings.catch_warnings():  # torchgan imports optional packages and warns
+    warnings.simplefilter("ignore")
+    from torchgan.models import DCGANDiscriminator, DCGANGenerator
+
+
+def copy_in_order(source: nn.Module, target: nn.Module) -> None:
+    """Copy weights layer by layer; a 4 x 4 layer at the 1 x 1 end becomes the linear one it is."""
+    mine, theirs = target.state_dict(), source.state_dict()
+    for (name, weight), other in zip(mine.items(), theirs.values(), strict=True):
+        if name == "project.weight":  # (D, C, 4, 4) to (C * 16, D)
+            other = other.flatten(1).T
+        weight.copy_(other.reshape(weight.shape))
+
+
+def test_networks_have_the_published_number_of_parameters():
+    with torch.device("meta"):
+        generator, critic = Generator(), Critic(norm="batch")
+    assert sum(weight.numel() for weight in generator.parameters()) == 111_815_555
+    assert sum(weight.numel() for weight in critic.parameters()) == 44_739_392
+
+
+@pytest.mark.parametrize("px", [32, 64])
+def test_generator_gives_torchgans_output_with_its_weights(px):
+    theirs = DCGANGenerator(encoding_dims=10, out_size=px, step_channels=4)
+    mine = Generator(10, px, 4)
+    copy_in_order(theirs, mine)
+    z = torch.randn(5, 10)
+    torch.testing.assert_close(mine(z), theirs(z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mine.eval()(z), theirs.eval()(z), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("px", [32, 64])
+def test_published_critic_gives_torchgans_output_with_its_weights(px):
+    theirs = DCGANDiscriminator(in_size=px, step_channels=4)
+    mine = Critic(px, 4, norm="batch", output="leaky_relu")
+    state = theirs.state_dict()  # torchgan lists the last layer first
+    last = state.pop("disc.0.weight")
+    for weight, other in zip(list(mine.state_dict().values())[:-1], state.values(), strict=True):
+        weight.copy_(other)
+    mine.score.weight.data.copy_(last.flatten(1))
+    images = torch.randn(6, 3, px, px)
+    expected = theirs(images).reshape(-1)
+    torch.testing.assert_close(mine(images).score, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_are_those_of_the_papers():
+    real, fake = torch.tensor([2.0, 4.0]), torch.tensor([1.0, -1.0])
+    assert critic_loss("wgan", real, fake) == -3
+    assert generator_loss("wganvae", fake) == 0
+    assert critic_loss("lsgan", real, fake) == pytest.approx(0.5 * ((1 + 9) / 2 + 1))
+    assert generator_loss("lsgan", fake) == pytest.approx(0.5 * (0 + 4) / 2)
+    cross_entropy = nn.BCEWithLogitsLoss()
+    expected = cross_entropy(real, torch.ones(2)) + cross_entropy(fake, torch.zeros(2))
+    assert critic_loss("minimax", real, fake).item() == pytest.approx(expected.item())
+    with pytest.raises(ValueError, match="loss_type"):
+        critic_loss("hinge", real, fake)
+
+
+def test_penalty_of_a_linear_score_is_closed_form_per_sample_and_per_batch():
+    direction = torch.randn(3, 8, 8)
+    norm = direction.norm().item()
+
+    def score(images):
+        return (images * direction).sum(dim=(1, 2, 3))
+
+    real, fake = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    value = gradient_penalty(score, real, fake, torch.rand(4, 1, 1, 1))
+    assert value.item() == pytest.approx((norm - 1) ** 2, rel=1e-4)
+    whole = gradient_penalty(score, real, fake, torch.rand(1, 1, 1, 1), per_batch=True)
+    assert whole.item() == pytest.approx((math.sqrt(4) * norm - 1) ** 2, rel=1e-4)
+
+
+def test_penalty_equals_one_sample_at_a_time_when_the_critic_keeps_samples_apart():
+    critic = Critic(32, 4)
+    real, fake, epsilon = torch.randn(3, 3, 32, 32), torch.randn(3, 3, 32, 32), torch.rand(3, 1, 1, 1)
+
+    def score(images):
+        return critic(images).score
+
+    together = gradient_penalty(score, real, fake, epsilon)
+    apart = [
+        gradient_penalty(score, real[i : i + 1], fake[i : i + 1], epsilon[i : i + 1]) for i in range(3)
+    ]
+    assert together.item() == pytest.approx(torch.stack(apart).mean().item(), rel=1e-4)
+
+
+def test_population_norm_standardises_mu_plus_noise_over_the_population():
+    mu = 3 + 2 * torch.randn(20000, 3)
+    conditioning = Conditioning.fit(mu, noise=0.3, noise_dim=2)
+    latents = conditioning.latents(mu, conditioning.draw(len(mu), torch.Generator().manual_seed(1)))
+    assert latents.shape == (20000, 5)
+    torch.testing.assert_close(latents.mean(dim=0), torch.zeros(5), atol=0.03, rtol=0)
+    torch.testing.assert_close(latents.std(dim=0), torch.ones(5), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(("norm", "reaches"), [("population", True), ("batch", False)])
+def test_profile_reaches_the_tile_of_a_one_donor_batch_unless_normalised_as_published(norm, reaches):
+    generator = Generator(6, 32, 4).eval()
+    conditioning = Conditioning.fit(torch.randn(50, 6), latent_norm=norm)
+    profiles = torch.randn(2, 6)
+    noise = conditioning.draw(8, torch.Generator().manual_seed(3))
+    one, other = (
+        generator(conditioning.latents(profile.expand(8, -1), noise)) for profile in profiles
+    )
+    change = (one - other).abs().max().item()
+    assert (change > 0.05) if reaches else (change < 1e-4)
+
+
+def test_conditioning_survives_a_checkpoint():
+    conditioning = Conditioning.fit(torch.randn(9, 4), 0.2, 3, "batch")
+    again = Conditioning.from_checkpoint(conditioning.to_checkpoint() | {"betavae_path": "x"})
+    assert again.input_dim == 7
+    torch.testing.assert_close(again.scale, conditioning.scale)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_sample_k_is_the_same_tile_whatever_else_is_asked_for(conditional):
+    generator = Generator(6, 32, 4).eval()
+    conditioning = Conditioning.fit(torch.randn(9, 6)) if conditional else None
+    mu = torch.randn(6) if conditional else None
+    whole = dict(sample_images(generator, 5, range(40), conditioning, mu))
+    part = dict(sample_images(generator, 5, [38, 3, 17], conditioning, mu))
+    assert sorted(part) == [3, 17, 38]
+    assert all(torch.equal(whole[index], image) for index, image in part.items())
+    other = dict(sample_images(generator, 6, [3], conditioning, mu))
+    assert not torch.equal(other[3], whole[3])
+
+
+def test_sampling_refuses_training_mode_repeats_and_half_a_condition():
+    generator = Generator(6, 32, 4)
+    with pytest.raises(RuntimeError, match="eval"):
+        next(sample_images(generator, 1, [0]))
+    generator.eval()
+    with pytest.raises(ValueError, match="repeated"):
+        next(sample_images(generator, 1, [0, 0]))
+    with pytest.raises(ValueError, match="conditioning"):
+        next(sample_images(generator, 1, [0], mu=torch.zeros(6)))
+
+
+@pytest.mark.parametrize("kind", ["none", "projection", "regression", "both"])
+def test_conditional_critic_sees_the_profile_exactly_when_asked_to(kind):
+    critic = Critic(32, 4, latent_dim=5, conditioning=kind)
+    images, condition = torch.randn(4, 3, 32, 32), torch.randn(4, 5)
+    own, wrong = critic(images, condition), critic(images, mismatched(condition))
+    assert (own.score != wrong.score).any() == (kind in ("projection", "both"))
+    assert (own.predicted_latents is not None) == (kind in ("regression", "both"))
+    loss = critic_objective(critic, "wgan", images, torch.randn_like(images), condition, 0.2)
+    assert loss.isfinite()
+
+
+def test_average_follows_the_generator_and_starts_fast():
+    arguments = {"latent_dim": 4, "image_px": 32, "step_channels": 4}
+    critic = {"image_px": 32, "step_channels": 4}
+    networks = Networks(arguments, critic, (1e-3, 1e-3), (0.5, 0.9), torch.device("cpu"))
+    with torch.no_grad():
+        networks.generator.to_rgb.bias.fill_(1.0)
+    networks.update_average(0.999, step=0)
+    torch.testing.assert_close(networks.average.to_rgb.bias, torch.full((3,), 0.9))
+    networks.update_average(0.0, step=5)
+    torch.testing.assert_close(networks.average.to_rgb.bias, torch.ones(3))
