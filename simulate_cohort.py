@@ -25,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pandas as pd
@@ -167,14 +168,21 @@ def slide_tasks(output: Path, truth: pd.DataFrame, parameters: dict) -> list[Sli
     return sorted(missing, key=lambda task: -task.magnification)
 
 
+def _process_context() -> BaseContext:
+    """Return how worker processes start: where possible from a server that has torch loaded once."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "pandas", "scipy.spatial"])
+    return context
+
+
 def draw_all(tasks: list[SlideTask], workers: int) -> Iterator[str]:
     """Yield the name of each slide once it is written."""
     if workers == 1:
         yield from map(draw_slide, tasks)
         return
-    # a fork server imports once for all workers, in time and in memory; not every system has it
-    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_process_context()) as pool:
         try:
             for future in as_completed([pool.submit(draw_slide, task) for task in tasks]):
                 yield future.result()

@@ -1,4 +1,4 @@
-"""What lies between the nuclei of simulated tissue: septa and vessels of lung, neuropil of brain."""
+"""What lies between the nuclei of simulated tissue: lung septa and vessels, brain neuropil."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generator, critic, losses, penalty, conditioning and sampling, in closed form and against torchgan."""
+"""Networks, losses, conditioning and sampling, in closed form and against torchgan."""
 
 import math
 import warnings
@@ -87,14 +87,19 @@ def test_penalty_of_a_linear_score_is_closed_form_per_sample_and_per_batch():
 
 def test_penalty_equals_one_sample_at_a_time_when_the_critic_keeps_samples_apart():
     critic = Critic(32, 4)
-    real, fake, epsilon = torch.randn(3, 3, 32, 32), torch.randn(3, 3, 32, 32), torch.rand(3, 1, 1, 1)
+    real, fake, epsilon = (
+        torch.randn(3, 3, 32, 32),
+        torch.randn(3, 3, 32, 32),
+        torch.rand(3, 1, 1, 1),
+    )
 
     def score(images):
         return critic(images).score
 
     together = gradient_penalty(score, real, fake, epsilon)
     apart = [
-        gradient_penalty(score, real[i : i + 1], fake[i : i + 1], epsilon[i : i + 1]) for i in range(3)
+        gradient_penalty(score, real[i : i + 1], fake[i : i + 1], epsilon[i : i + 1])
+        for i in range(3)
     ]
     assert together.item() == pytest.approx(torch.stack(apart).mean().item(), rel=1e-4)
 
@@ -109,7 +114,9 @@ def test_population_norm_standardises_mu_plus_noise_over_the_population():
 
 
 @pytest.mark.parametrize(("norm", "reaches"), [("population", True), ("batch", False)])
-def test_profile_reaches_the_tile_of_a_one_donor_batch_unless_normalised_as_published(norm, reaches):
+def test_profile_survives_a_one_donor_batch_unless_normalised_as_published(
+    norm, reaches
+):
     generator = Generator(6, 32, 4).eval()
     conditioning = Conditioning.fit(torch.randn(50, 6), latent_norm=norm)
     profiles = torch.randn(2, 6)
