@@ -39,13 +39,13 @@ python3 betaVAE_sample.py --seed 99 --config configs/demo/betavae_tissues.json -
 step "2.1 GAN: tiles from noise"
 for tissue in brain lung; do
   python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_$tissue.json \
-    --image_dir demo/images/gan_$tissue --model_dir $MODELS/gan_$tissue --num_epochs 8 \
+    --image_dir demo/images/gan_$tissue --model_dir $MODELS/gan_$tissue --num_epochs 6 \
     --gan_type dcgan --loss_type wgan --num_patches 600
 done
 step "2.2 RNA-GAN: tiles from the patient's expression"
 for tissue in brain lung; do
   python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_$tissue.json \
-    --image_dir demo/images/rna-gan_$tissue --model_dir $MODELS/rna-gan_$tissue --num_epochs 8 \
+    --image_dir demo/images/rna-gan_$tissue --model_dir $MODELS/rna-gan_$tissue --num_epochs 6 \
     --gan_type dcgan --loss_type wganvae --num_patches 600
 done
 step "2.3 Does the profile reach the tile? Morphology of tiles against the truth"
@@ -59,7 +59,7 @@ step "3 FID of the fifteen pairs"
 L="--config configs/demo/gan_run_lung.json" B="--config configs/demo/gan_run_brain.json"
 V="--vae --vae_checkpoint $VAE"
 pair() {
-  python3 fid.py --sample_size 40 --draws 5 --cache demo/features --output demo/fid/"$@"
+  python3 fid.py --sample_size 32 --draws 5 --cache demo/features --output demo/fid/"$@"
 }
 pair real_lung-gan_lung.json         --checkpoint $MODELS/gan_lung.model $L $V --patient1 $LUNG
 pair real_lung-rna-gan_lung.json     --checkpoint $MODELS/rna-gan_lung.model $L $V --patient1 $LUNG

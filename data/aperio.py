@@ -58,8 +58,7 @@ def write_aperio(
     tiling = f"({TILE_PX}x{TILE_PX})"
     facts = f"AppMag = {magnification}|MPP = {mpp:.4f}|Filename = {Path(path).stem}"
     coding = f"JPEG/RGB Q={quality}"
-    thumbnail = picture.copy()
-    thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
+    thumbnail = _thumbnail(picture)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<2sHI", b"II", 42, 0))
         link = 4  # where the offset of the next directory belongs
@@ -143,13 +142,19 @@ def _write_directory(
 
 def _encoded_tiles(picture: Image.Image, quality: int) -> Iterator[bytes]:
     """Yield the tiles of a picture row by row as JPEG; what sticks out repeats the border."""
-    pixels = np.asarray(picture)
-    missing = [(0, -side % TILE_PX) for side in pixels.shape[:2]]
-    pixels = np.pad(pixels, [*missing, (0, 0)], mode="edge")
-    for top in range(0, pixels.shape[0], TILE_PX):
-        for left in range(0, pixels.shape[1], TILE_PX):
-            tile = pixels[top : top + TILE_PX, left : left + TILE_PX]
-            yield _jpeg(Image.fromarray(tile), quality)
+    for top in range(0, picture.height, TILE_PX):
+        for left in range(0, picture.width, TILE_PX):
+            right = min(left + TILE_PX, picture.width)
+            bottom = min(top + TILE_PX, picture.height)
+            tile = np.asarray(picture.crop((left, top, right, bottom)))
+            missing = [(0, TILE_PX - side) for side in tile.shape[:2]]
+            yield _jpeg(Image.fromarray(np.pad(tile, [*missing, (0, 0)], mode="edge")), quality)
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    factor = THUMBNAIL_PX / max(picture.size)
+    size = [max(1, round(side * factor)) for side in picture.size]
+    return picture.resize(tuple(size), Image.Resampling.BOX)
 
 
 def _jpeg(picture: Image.Image, quality: int) -> bytes:

@@ -114,9 +114,7 @@ def test_population_norm_standardises_mu_plus_noise_over_the_population():
 
 
 @pytest.mark.parametrize(("norm", "reaches"), [("population", True), ("batch", False)])
-def test_profile_survives_a_one_donor_batch_unless_normalised_as_published(
-    norm, reaches
-):
+def test_profile_survives_a_one_donor_batch_unless_normalised_as_published(norm, reaches):
     generator = Generator(6, 32, 4).eval()
     conditioning = Conditioning.fit(torch.randn(50, 6), latent_norm=norm)
     profiles = torch.randn(2, 6)
