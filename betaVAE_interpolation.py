@@ -1,11 +1,12 @@
-"""Latent difference between two groups of profiles: two tissues, or the two sexes within one tissue.
+"""Latent difference between two tissues, or between the two sexes within one tissue.
 
 Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), shifts of expression between groups.
 Reads:  the config's tables and a betaVAE checkpoint; for `--type sex` the sample annotations.
 Writes: in `save_dir`: interpolation_<type>.npz (difference of the mean mu, group members) and
         interpolation_<type>.csv (how far every gene moves, most moved first).
 
-    python3 betaVAE_interpolation.py --seed 99 --config configs/betavae_tissues.json --log 0 --parallel 0
+    python3 betaVAE_interpolation.py --seed 99 --config configs/betavae_tissues.json \
+        --log 0 --parallel 0
     python3 betaVAE_interpolation.py --seed 99 --config configs/demo/betavae_tissues.json
 """
 
@@ -128,9 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(stem.with_suffix(".json"), request)
     length = float((means[1] - means[0]).norm())
     log.info("%d %s and %d %s profiles", len(members[0]), names[0], len(members[1]), names[1])
-    print(
-        f"{outputs[0]}: {names[0]} to {names[1]}, length {length:.3f}; most moved: {moved.gene.iloc[0]}"
-    )
+    print(f"{outputs[0]}: {names[0]} to {names[1]}, length {length:.3f}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), synthetic and shifted expression.
 Reads:  a betaVAE checkpoint; with `--interpolation` also the config's tables.
-Writes: in `save_dir`: samples.csv, or samples_<a>_to_<b>.csv and samples_<b>_to_<a>.csv: tables in the
-        form of the input, so that they can be fed to any stage.
+Writes: in `save_dir`: samples.csv, or samples_<a>_to_<b>.csv and samples_<b>_to_<a>.csv: tables
+        in the form of the input, so that they can be fed to any stage.
 
     python3 betaVAE_sample.py --seed 99 --config configs/betavae_tissues.json --log 0 --parallel 0
     python3 betaVAE_sample.py --seed 99 --config configs/demo/betavae_tissues.json --num_samples 200
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_interpolation(path: str, latent_dim: int) -> dict[str, np.ndarray]:
-    """Return the arrays of an interpolation file, checked against the betaVAE's latent dimension."""
+    """Return the arrays of an interpolation file, checked against the latent dimension."""
     try:
         with np.load(require_file(path, "interpolation"), allow_pickle=False) as archive:
             content = {
@@ -67,7 +67,7 @@ def read_interpolation(path: str, latent_dim: int) -> dict[str, np.ndarray]:
 
 
 def shifted_latents(mu: torch.Tensor, shift: np.ndarray, count: int, seed: int) -> torch.Tensor:
-    """Return z + shift (count, D) for profiles drawn from mu (N, D), each used as often as another."""
+    """Return z + shift (count, D) for profiles drawn from mu (N, D), all used equally often."""
     order = numpy_generator(seed, "shift").permutation(len(mu))
     return mu[np.resize(order, count)] + torch.from_numpy(shift)
 

@@ -3,11 +3,12 @@
 Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), "betaVAE training".
 Reads:  the expression tables of the config (`path_csv`).
 Writes: in `save_dir`: model_dict_best.pt (lowest validation reconstruction), model_dict_last.pt,
-        history.csv, latents.csv, summary.json, run.json; at `split_path`: the donor split of all stages.
-        The same command again continues a stopped run.
+        history.csv, latents.csv, summary.json, run.json; at `split_path`: the donor split of all
+        stages. The same command again continues a stopped run.
 
     python3 betaVAE_training.py --seed 99 --config configs/betavae_tissues.json --log 1 --parallel 0
-    python3 betaVAE_training.py --seed 99 --config configs/demo/betavae_tissues.json --log 0 --parallel 0
+    python3 betaVAE_training.py --seed 99 --config configs/demo/betavae_tissues.json \
+        --log 0 --parallel 0
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
 def learning_rate(config: BetaVAEConfig, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step; a function of the step alone, so nothing is stored.
 
-    Source: linear warm-up and one cosine over the run (Loshchilov and Hutter 2017, arXiv 1608.03983,
-    without restarts); "cosine_per_batch" steps an epoch-long cosine once per batch, as published.
+    Source: linear warm-up and one cosine over the run (Loshchilov and Hutter 2017, arXiv
+    1608.03983, without restarts); "cosine_per_batch" steps an epoch-long cosine once per batch, as
+    published.
     """
     if config.lr_schedule == "constant":
         return config.lr
@@ -81,7 +83,7 @@ def learning_rate(config: BetaVAEConfig, step: int, steps_per_epoch: int) -> flo
 
 
 def epoch_batches(rows: torch.Tensor, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
-    """Return the row numbers of each batch of an epoch; a last batch of one joins the one before it."""
+    """Return the row numbers of each batch of an epoch; a last one of one row is joined on."""
     order = rows[torch.randperm(len(rows), generator=torch_generator(seed, "epoch", epoch))]
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
@@ -93,7 +95,7 @@ def epoch_batches(rows: torch.Tensor, batch_size: int, seed: int, epoch: int) ->
 def validate(
     model: BetaVAE, scaled: torch.Tensor, beta: float, batch_size: int
 ) -> dict[str, float]:
-    """Return loss, reconstruction and KL over scaled profiles (N, G), decoded from mu, in eval mode."""
+    """Return loss, reconstruction and KL of scaled profiles (N, G), decoded from mu."""
     model.eval()
     device = model.mu.weight.device
     totals = np.zeros(3)
@@ -262,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
         row |= validate(model, validation, config.beta, config.batch_size) | {"lr": rate}
         if not all(math.isfinite(value) for value in row.values()):
             raise UserError(
-                f"{last_path}: loss not finite in epoch {epoch}; the last good checkpoint is kept; lower lr"
+                f"{last_path}: loss not finite in epoch {epoch}; the last good checkpoint is kept"
             )
         history.append(row)
         if row["val_reconstruction"] < best["val_reconstruction"]:

@@ -1,11 +1,12 @@
-"""Generate tiles for a patient of the cohort, for all its patients, or for a profile from outside it.
+"""Generate tiles for a patient of the cohort, for all of them, or for a profile from outside.
 
-Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534): real, RNA-GAN and GAN tiles of a patient; tiles
-        from the profiles of GEO series GSE120795.
-Reads:  one or two GAN checkpoints, the betaVAE, the config's tables and tiles, or an external table.
+Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534): real, RNA-GAN and GAN tiles of a patient;
+    tiles from the profiles of GEO series GSE120795.
+Reads:  one or two GAN checkpoints, the betaVAE, the config's tables and tiles, or an external
+table.
 Writes: in `--save_path`: one folder of numbered PNGs per source (real, rna-gan, gan) with a table
-        tiles_<source>.csv beside it that wsi_model.py reads, grid.png (8 x 8), sources.png (the sources
-        side by side) and request.json. The same command again continues a stopped run.
+        tiles_<source>.csv beside it that wsi_model.py reads, grid.png (8 x 8), sources.png (the
+        sources side by side) and request.json. The same command again continues a stopped run.
 
     python3 generate_tissue_images.py --checkpoint ./checkpoints/rna-gan_lung.model \\
         --checkpoint2 ./checkpoints/gan_lung.model --config configs/gan_run_lung.json \\
@@ -51,7 +52,7 @@ COLUMNS = 4
 
 
 class Profiles(NamedTuple):
-    """Patients to generate for: names, tissue label of each, latents mu (N, D) or None for a GAN."""
+    """Patients to generate for: names, tissue of each, latents mu (N, D) or None for a GAN."""
 
     names: list[str]
     tissues: list[str]
@@ -117,7 +118,7 @@ def choose_rows(args: argparse.Namespace, table: ExpressionTable, stores: dict) 
 def encode(
     args: argparse.Namespace, gan: dict[str, Any], where: str, table: ExpressionTable, device
 ) -> torch.Tensor:
-    """Return the latents mu (N, D) of a table's rows, and log how far from the training ones they lie."""
+    """Return mu (N, D) of a table's rows, and log how far from the training ones they lie."""
     path = args.vae_checkpoint or gan["conditioning"]["betavae_path"]
     check_betavae(path, gan, where)
     mu = ProfileEncoder.from_checkpoint(load_checkpoint(path, "betavae"), device).mu(

@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 def profile_latents(
     path: Path, table: ExpressionTable, device: torch.device
 ) -> tuple[torch.Tensor, dict]:
-    """Return the betaVAE's mu (N, D) of every profile, and what a checkpoint keeps of the betaVAE."""
+    """Return mu (N, D) of every profile, and what a checkpoint keeps of the betaVAE."""
     encoder = ProfileEncoder.from_checkpoint(load_checkpoint(path, "betavae"), device)
     check_genes(encoder.genes, table.genes, "expression tables")
     origin = {"betavae_sha256": sha256_of(path), "betavae_path": str(path)}
@@ -95,7 +95,7 @@ def epoch_order(tiles: int, tiles_per_step: int, shuffled: bool, seed: int, epoc
 
 
 def turned(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """Return every image (3, H, W) of a batch in one of its eight orientations: tissue has no up."""
+    """Return every image of a batch in one of its eight orientations: tissue has no up."""
     turns = torch.randint(8, (len(images),), generator=draw).tolist()
     parts = [
         torch.rot90(image, turn % 4, (1, 2)) for image, turn in zip(images, turns, strict=True)
@@ -125,8 +125,8 @@ class Inputs(NamedTuple):
     """Tiles and profiles of a run.
 
     table: all profiles of the config. rows: table row of each training slide. dataset: their tiles.
-    training: per table row, whether its donor is trained on. shown: rows whose profiles the grids show,
-    held-out donors first.
+    training: per table row, whether its donor is trained on. shown: rows whose profiles the grids
+    show, held-out donors first.
     """
 
     table: ExpressionTable

@@ -1,10 +1,11 @@
 """Measure whether the profile reaches the tile: morphology of generated tiles against the truth.
 
 Reproduces: nothing published; it is the yardstick that the publication's conditioning fails.
-Reads:  an RNA-GAN checkpoint, its betaVAE, the config's tables, and the true morphology factors of the
-        donors (truth.csv of simulate_cohort.py, or measured on real slides).
-Writes: one JSON file: correlation over held-out donors between true and measured factors, with shuffled,
-        zero and class-mean profiles as controls, and the change of a tile with profile and with noise.
+Reads:  an RNA-GAN checkpoint, its betaVAE, the config's tables, and the true morphology factors of
+    the donors (truth.csv of simulate_cohort.py, or measured on real slides).
+Writes: one JSON file: correlation over held-out donors between true and measured factors, with
+    shuffled, zero and class-mean profiles as controls, and the change of a tile with profile and
+    with noise.
 
     python3 measure_conditioning.py --checkpoint demo/checkpoints/rna-gan_lung.model \\
         --config configs/demo/gan_run_lung.json --truth demo/cohort/truth.csv --mpp 1.0 \\
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def true_factors(path: str, names: list[str]) -> pd.DataFrame:
-    """Return the factor columns (one row per name, NaN where the table has none) of a truth table."""
+    """Return the factor columns of a truth table, a row per name, NaN where it has none."""
     frame = pd.read_csv(require_file(path, "truth table"), keep_default_na=False)
     missing = {"slide", "sample", *FACTORS} - set(frame.columns)
     if missing:

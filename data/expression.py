@@ -1,4 +1,4 @@
-"""Expression tables: `wsi_file_name`, annotation columns, then one `rna_<gene id>` column per gene."""
+"""Expression tables: `wsi_file_name`, annotations, then a `rna_<gene id>` column per gene."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ExpressionTable:
         )
 
     def row_of(self, name: str, where: str | Path) -> int:
-        """Return the row of a slide or sample, with or without its `.svs`; `where` names the table in errors."""
+        """Return the row of a slide or sample, with or without `.svs`; `where` is for errors."""
         for candidate in (name, f"{name}.svs", name.removesuffix(".svs")):
             if candidate in self.names:
                 return self.names.index(candidate)
@@ -76,8 +76,8 @@ def read_expression_table(path: str | Path) -> ExpressionTable:
     A table without a `tissue` column gets one: the file's name up to the first dot.
 
     Raises:
-        UserError: missing file or column, no gene column, no row, a duplicated name or gene, a value that
-            is missing, negative or not a number, or a truncated file.
+        UserError: missing file or column, no gene column, no row, a duplicated name or gene, a
+            value that is missing, negative or not a number, or a truncated file.
     """
     path = require_file(path, "expression table")
     try:
@@ -125,7 +125,8 @@ def read_cohort(paths: Sequence[str | Path]) -> ExpressionTable:
     """Return the tables of several tissues as one, rows in the order of the files.
 
     Raises:
-        UserError: as `read_expression_table`; also when genes differ or a row name appears in two tables.
+        UserError: as `read_expression_table`; also when genes differ or a row name appears in two
+        tables.
     """
     tables = [read_expression_table(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
@@ -152,7 +153,7 @@ def read_cohort(paths: Sequence[str | Path]) -> ExpressionTable:
 
 
 def write_expression_table(path: str | Path, table: ExpressionTable) -> None:
-    """Write a table as CSV (gzipped when the name ends in .gz), whole or not at all; 6 significant digits."""
+    """Write a table as CSV (gzipped for .gz), whole or not at all; 6 significant digits."""
     values = pd.DataFrame(table.expression, columns=[GENE_PREFIX + gene for gene in table.genes])
     names = pd.Series(table.names, name=NAME_COLUMN)
     annotations = table.annotations.reset_index(drop=True)
@@ -163,7 +164,8 @@ def write_expression_table(path: str | Path, table: ExpressionTable) -> None:
 
 
 def match_genes(table: ExpressionTable, genes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Return the expression of `table` over `genes`, matched without version, and the genes it lacks.
+    """Return the expression of `table` over `genes`, matched without version, and the genes it
+    lacks.
 
     Returns:
         float32 (N, len(genes)), 0 where the table lacks the gene; the list of lacking genes.
@@ -179,10 +181,11 @@ def match_genes(table: ExpressionTable, genes: Sequence[str]) -> tuple[np.ndarra
 
 @dataclass
 class ExpressionScaler:
-    """Transform and per-gene z-score, fitted once on the training donors and kept in the betaVAE checkpoint.
+    """Transform and per-gene z-score, fitted once on the training donors and kept in the betaVAE
+    checkpoint.
 
     Attributes:
-        transform_name: "log1p", or "log_nonzero" (natural log of non-zeros, zeros stay 0; as published).
+        transform_name: "log1p", or "log_nonzero" (log of non-zeros, zeros stay 0; as published).
         mean: float32 (G,) of the transformed expression.
         std: float32 (G,); 1 for a gene that does not vary.
     """

@@ -21,13 +21,14 @@ def pixels_to_images(pixels: Tensor) -> Tensor:
 
 
 def images_to_pixels(images: Tensor) -> Tensor:
-    """Return uint8 pixels (N, H, W, 3) from images (N, 3, H, W) in [-1, 1]; values outside are clipped."""
+    """Return uint8 pixels (N, H, W, 3) from images (N, 3, H, W) in [-1, 1], clipped."""
     levels = images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def resize_pixels(pixels: np.ndarray, px: int) -> np.ndarray:
-    """Return one tile (H, W, 3) uint8 as (px, px, 3): area average when shrinking by a whole factor.
+    """Return one tile (H, W, 3) uint8 as (px, px, 3): area average when shrinking by a whole
+    factor.
 
     Other factors, and enlarging, use Lanczos as Pillow implements it (antialiased when shrinking).
     """
@@ -59,7 +60,7 @@ def write_png(path: str | Path, pixels: np.ndarray) -> None:
 
 
 def image_grid(pixels: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """Return tiles (N, H, W, 3) uint8 as one picture, row by row, with a white gap in pixels between."""
+    """Return tiles (N, H, W, 3) uint8 as one picture, row by row, with white gaps between."""
     count, height, width, _ = pixels.shape
     rows = -(-count // columns)
     picture = np.full(

@@ -34,7 +34,8 @@ def split_donors(donors: Iterable[str], seed: int) -> dict[str, str]:
 
 
 def load_split(path: str | Path, donors: Iterable[str], seed: int) -> dict[str, str]:
-    """Return the partition of every donor, reading the split file and writing what it does not hold yet.
+    """Return the partition of every donor, reading the split file and writing what it does not
+    hold yet.
 
     Donors already in the file keep their partition for ever; new ones are split among themselves.
 

@@ -15,10 +15,12 @@ def conditioning_scores(
 
     Args:
         truth: (donors, factors), true factors in the order of FACTORS.
-        measured: name of the condition to (donors, factors); NaN where a factor could not be measured.
+        measured: name of the condition to (donors, factors); NaN where a factor could not be
+            measured.
 
     Returns:
-        factor to condition to r; None where fewer than 3 donors could be measured or nothing varies.
+        factor to condition to r; None where fewer than 3 donors could be measured or nothing
+        varies.
     """
     return {
         factor: {
@@ -30,14 +32,15 @@ def conditioning_scores(
 
 
 def swap_changes(tiles: np.ndarray) -> tuple[float, float]:
-    """Return the mean absolute change of a pixel when the profile is swapped, and when the noise is.
+    """Return the mean absolute change of a pixel when the profile is swapped, and when the noise
+    is.
 
     Args:
         tiles: uint8 (profiles, noises, H, W, 3), every profile with every noise.
 
     Returns:
-        Grey levels (0 to 255) between tiles of two profiles with the same noise, and of two noises with
-        the same profile.
+        Grey levels (0 to 255) between tiles of two profiles with the same noise, and of two noises
+        with the same profile.
     """
     levels = tiles.astype(np.float32)
     by_profile = np.abs(levels - np.roll(levels, 1, axis=0)).mean()

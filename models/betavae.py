@@ -29,8 +29,8 @@ class BetaVAELoss(NamedTuple):
 class BetaVAE(nn.Module):
     """Encoder and decoder of scaled expression profiles.
 
-    Dropout on the input, then Linear-BatchNorm-LeakyReLU blocks, two heads for mu and logvar, and the
-    mirror image as decoder.
+    Dropout on the input, then Linear-BatchNorm-LeakyReLU blocks, two heads for mu and logvar, and
+    the mirror image as decoder.
 
     Args:
         genes: G.
@@ -82,7 +82,7 @@ class BetaVAE(nn.Module):
         return self.decoder(z)
 
     def forward(self, scaled_expression: Tensor) -> Reconstruction:
-        """Return the reconstruction from z = mu + sigma * epsilon; epsilon from torch's global generator."""
+        """Return the reconstruction from z = mu + sigma * epsilon, of torch's own generator."""
         mu, logvar = self.encode(scaled_expression)
         z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
         return Reconstruction(self.decode(z), mu, logvar)

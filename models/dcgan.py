@@ -15,7 +15,7 @@ GROUPS = 8
 class Generator(nn.Module):
     """Maps latents (N, D) to images (N, 3, image_px, image_px) in [-1, 1].
 
-    The first layer maps a 1 x 1 "image" to 4 x 4: as a matrix product it is the same function as the
+    The first layer maps a 1 x 1 "image" to 4 x 4: as matrix product it is the same function as the
     published transposed convolution, and several times faster.
 
     Args:
@@ -23,8 +23,8 @@ class Generator(nn.Module):
         image_px: side, a power of two from 16 on.
         step_channels: channels of the last feature map; they double with every halving of the side.
 
-    Source: Radford et al. 2016 (arXiv 1511.06434) in the form of torchgan 0.1.0's DCGANGenerator, which
-    RNA-GAN used: 111,815,555 parameters at 256 px, D = 2048, step_channels = 64.
+    Source: Radford et al. 2016 (arXiv 1511.06434) in the form of torchgan 0.1.0's DCGANGenerator,
+    which     RNA-GAN used: 111,815,555 parameters at 256 px, D = 2048, step_channels = 64.
     """
 
     def __init__(
@@ -73,19 +73,20 @@ class CriticOutput(NamedTuple):
 
 
 class Critic(nn.Module):
-    """Scores images (N, 3, image_px, image_px); with conditioning it sees the profile's latents too.
+    """Scores images (N, 3, image_px, image_px); with conditioning it sees the profile's latents
+    too.
 
     Args:
         image_px: side, a power of two from 16 on.
         step_channels: channels of the first feature map; they double with every halving.
-        norm: "group" and "none" keep samples apart, as a per-sample penalty needs; "batch" as published.
+        norm: "group" and "none" keep samples apart, as the penalty needs; published: "batch".
         output: "linear", or "leaky_relu" on the score as published.
         latent_dim: D of the latents it may see; 0 for none.
         conditioning: "none", "projection", "regression" or "both".
 
-    Source: torchgan 0.1.0's DCGANDiscriminator (44.7 M parameters at 256 px); projection: Miyato and
-    Koyama 2018 (arXiv 1802.05637); regression: Odena et al. 2017 (arXiv 1610.09585) with a continuous
-    target.
+    Source: torchgan 0.1.0's DCGANDiscriminator (44.7 M parameters at 256 px); projection: Miyato
+    and Koyama 2018 (arXiv 1802.05637); regression: Odena et al. 2017 (arXiv 1610.09585) with a
+    continuous target.
     """
 
     def __init__(

@@ -14,7 +14,8 @@ class Networks:
     """Generator, its running average, critic and their Adam optimisers.
 
     Args:
-        generator_args, critic_args: of `Generator` and `Critic`; kept, so that a checkpoint rebuilds them.
+        generator_args, critic_args: of `Generator` and `Critic`; kept, so that a checkpoint
+        rebuilds them.
         learning_rates: of generator and critic.
         betas: of Adam.
         device: where they live.
@@ -40,7 +41,7 @@ class Networks:
 
     @torch.no_grad()
     def update_average(self, decay: float, step: int) -> None:
-        """Move the average towards the generator; the decay rises from 0.1 to `decay` over the steps."""
+        """Move the average towards the generator; the decay rises from 0.1 to `decay`."""
         decay = min(decay, (1 + step) / (10 + step))
         averages, currents = self.average.state_dict(), self.generator.state_dict()
         for name, average in averages.items():

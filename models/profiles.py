@@ -20,7 +20,7 @@ class ExpressionScaler:
     """Transform and per-gene z-score, fitted once on the training donors, kept in the checkpoint.
 
     Attributes:
-        transform_name: "log1p", or "log_nonzero": natural log of non-zeros, zeros stay 0, as published.
+        transform_name: "log1p", or "log_nonzero": log of non-zeros, zeros stay 0, as published.
         mean: float32 (G,) of the transformed expression.
         std: float32 (G,); 1 for a gene that does not vary.
     """

@@ -1,4 +1,4 @@
-"""Tiles from a trained generator: tile k depends on the seed, k and the profile, and on nothing else."""
+"""Tiles from a trained generator: tile k depends on the seed, k and the profile alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 16
 def sample_noise(
     seed: int, index: int, latent_dim: int, conditioning: Conditioning | None = None
 ) -> Tensor:
-    """Return the noise (latent_dim,) of tile `index`: standard normal, or as `Conditioning.draw`."""
+    """Return the noise (latent_dim,) of a tile: standard normal, or as `Conditioning.draw`."""
     draw = torch_generator(seed, "tile", index)
     if conditioning is None:
         return torch.randn(latent_dim, generator=draw)
@@ -33,7 +33,8 @@ def sample_images(
     conditioning: Conditioning | None = None,
     mu: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index, image (3, H, W) float32 in [-1, 1] on the CPU) for every index, in ascending order.
+    """Yield (index, image (3, H, W) float32 in [-1, 1] on the CPU) for every index, in ascending
+    order.
 
     Args:
         generator: in eval mode; its device is used.

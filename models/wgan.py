@@ -17,8 +17,8 @@ def critic_loss(loss_type: str, real_scores: Tensor, fake_scores: Tensor) -> Ten
 
     wgan, wganvae: mean(fake) - mean(real). minimax: binary cross-entropy. lsgan: targets 1 and 0.
 
-    Source: Arjovsky et al. 2017 (arXiv 1701.07875); Goodfellow et al. 2014 (arXiv 1406.2661), eq. 1;
-    Mao et al. 2017 (arXiv 1611.04076), eq. 9.
+    Source: Arjovsky et al. 2017 (arXiv 1701.07875); Goodfellow et al. 2014 (arXiv 1406.2661), eq.
+    1; Mao et al. 2017 (arXiv 1611.04076), eq. 9.
     """
     real_scores, fake_scores = real_scores.float(), fake_scores.float()
     if loss_type in WASSERSTEIN:
@@ -31,7 +31,8 @@ def critic_loss(loss_type: str, real_scores: Tensor, fake_scores: Tensor) -> Ten
 
 
 def generator_loss(loss_type: str, fake_scores: Tensor) -> Tensor:
-    """Return the generator's loss, a scalar, of scores (N,) of its images; minimax is non-saturating.
+    """Return the generator's loss, a scalar, of scores (N,) of its images; minimax is
+    non-saturating.
 
     Source: as `critic_loss`; Goodfellow et al. 2014, section 3, for the non-saturating form.
     """
@@ -60,8 +61,8 @@ def gradient_penalty(
         epsilon: (N, 1, 1, 1), or (1, 1, 1, 1) for one shared by the batch, uniform in [0, 1].
         per_batch: take one norm over the whole batch, as the published code does.
 
-    Source: Gulrajani et al. 2017 (arXiv 1704.00028), algorithm 1; norms per sample as in its text, one
-    norm for the batch as in torchgan 0.1.0.
+    Source: Gulrajani et al. 2017 (arXiv 1704.00028), algorithm 1; norms per sample as in its text,
+    one norm for the batch as in torchgan 0.1.0.
     """
     between = (fake + epsilon * (real - fake)).requires_grad_(True)  # (N, 3, H, W)
     scores = score(between).float().sum()

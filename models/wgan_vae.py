@@ -1,4 +1,4 @@
-"""What the RNA-GAN adds: latents of a profile as the generator's input, and a critic that sees them."""
+"""What the RNA-GAN adds: a profile's latents as generator input, a critic that sees them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Conditioning:
     Attributes:
         mean, variance: float32 (D,), of mu over the training population.
         noise: half-width a of the uniform noise added to mu; its variance is a^2 / 3.
-        noise_dim: standard normal dimensions beside the profile's, for what the profile does not fix;
-            0 as published, where a betaVAE of 2048 dimensions leaves most of them to the noise.
-        latent_norm: "population", or "batch" as published, where a batch of one patient's tiles loses the
-            patient's profile exactly.
+        noise_dim: standard normal dimensions beside the profile's, for what the profile does not
+            fix; 0 as published, where a betaVAE of 2048 dimensions leaves most of them to the
+            noise.
+        latent_norm: "population", or "batch" as published, where a batch of one patient's
+            tiles loses the patient's profile exactly.
 
     Source: RNA-GAN, methods: mu + Uniform(-0.3, 0.3), standardised.
     """
@@ -47,7 +48,7 @@ class Conditioning:
         return len(self.mean) + self.noise_dim
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return noise (count, D + noise_dim): uniform in [-1, 1] beside mu, then standard normal."""
+        """Return noise (count, D + noise_dim): uniform in [-1, 1], then standard normal."""
         beside = torch.rand(count, len(self.mean), generator=generator) * 2 - 1
         return torch.cat([beside, torch.randn(count, self.noise_dim, generator=generator)], dim=1)
 
@@ -61,7 +62,7 @@ class Conditioning:
         return (mu - self.mean.to(mu)) / self.scale.to(mu)
 
     def latents(self, mu: Tensor, noise: Tensor) -> Tensor:
-        """Return the generator's input (N, D + noise_dim) from mu (N, D) and noise as `draw` gives it."""
+        """Return the generator's input (N, D + noise_dim) from mu (N, D) and noise of `draw`."""
         beside, extra = noise.split([mu.shape[1], self.noise_dim], dim=1)
         noisy = mu + self.noise * beside
         if self.latent_norm == "batch":
@@ -90,8 +91,8 @@ class Conditioning:
 def regression_loss(predicted_latents: Tensor, condition: Tensor) -> Tensor:
     """Return the squared error, a scalar, of latents (N, D) read back from images.
 
-    The critic learns it on real images; the generator lowers it on its own, so that the profile must
-    stay recoverable from the tile.
+    The critic learns it on real images; the generator lowers it on its own, so that the profile
+    must stay recoverable from the tile.
 
     Source: Odena et al. 2017 (arXiv 1610.09585), with a continuous target instead of a class.
     """
@@ -116,8 +117,8 @@ def critic_objective(
 ) -> Tensor:
     """Return the critic's whole loss but the gradient penalty, a scalar.
 
-    Real tiles shall score above generated ones and, where the critic sees the profile, above real tiles
-    beside another patient's profile.
+    Real tiles shall score above generated ones and, where the critic sees the profile, above real
+    tiles beside another patient's profile.
 
     Args:
         critic: scores images.

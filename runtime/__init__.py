@@ -1,1 +1,1 @@
-"""What every stage needs and no science: errors, files, configuration, checkpoints, seeds, device."""
+"""What every stage needs and no science: errors, files, config, checkpoints, seeds, device."""

@@ -109,7 +109,8 @@ def check_genes(expected: Sequence[str], found: Sequence[str], where: str | Path
 def check_same_recipe(
     stored: dict[str, Any], config: dict[str, Any], free: Sequence[str], where: str | Path
 ) -> None:
-    """Raise a UserError naming the first key in which a run to be continued differs from its config.
+    """Raise a UserError naming the first key in which a run to be continued differs from its
+    config.
 
     Args:
         stored, config: configurations as plain dicts.
@@ -125,7 +126,7 @@ def check_same_recipe(
 
 
 def check_betavae(path: str | Path, gan: dict[str, Any], where: str | Path) -> None:
-    """Raise a UserError unless `path` is the betaVAE that an RNA-GAN's checkpoint was trained with."""
+    """Raise a UserError unless `path` is the betaVAE that an RNA-GAN was trained with."""
     found, needed = sha256_of(require_file(path, "betaVAE")), gan["conditioning"]["betavae_sha256"]
     if found != needed:
         raise UserError(

@@ -40,7 +40,7 @@ def choose_device(wanted: str | int | None) -> torch.device:
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Return whether autocast to bfloat16 is on: "auto" turns it on where the hardware multiplies in it."""
+    """Return whether to autocast to bfloat16; "auto": where the hardware multiplies in it."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":

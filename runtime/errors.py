@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message names the file, key or slide, what was found, what to do."""
+    """A mistake the user can mend; names file, key or slide, what was found, what to do."""
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit: 0 or its return value, 2 on a UserError, 130 when interrupted."""
+    """Run a script's `main` and exit: 0 or its value, 2 on a UserError, 130 when interrupted."""
     script = Path(sys.argv[0]).name
     try:
         code = main()

@@ -59,8 +59,10 @@ def already_done(
 ) -> bool:
     """Return whether `outputs` are the finished result of the very same request.
 
-    A script calls this before its first heavy step and `write_json(record, request)` after its last,
-    so that the same command again repeats nothing and another command never replaces a result unasked.
+    A script calls this before its first heavy step and `write_json(record, request)` after its
+    last, so that the same command again repeats nothing and another command never replaces a
+    result
+    unasked.
 
     Args:
         record: JSON file in which the finished request is kept.
@@ -77,7 +79,7 @@ def already_done(
     same = Path(record).is_file() and read_json(record) == json.loads(json.dumps(request))
     if not same:
         raise UserError(
-            f"{existing[0]}: exists and was made by another command; name another output or add --overwrite"
+            f"{existing[0]}: made by another command; name another output or add --overwrite"
         )
     if len(existing) < len(outputs):
         return False

@@ -17,7 +17,7 @@ def seed_everything(seed: int) -> None:
 
 
 def derived_seed(seed: int, *position: int | str) -> int:
-    """Return a 63-bit seed that depends on `seed` and on every part of `position`, and on nothing else."""
+    """Return a 63-bit seed that depends on `seed` and every part of `position` alone."""
     text = "/".join(str(part) for part in (seed, *position))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
