@@ -37,17 +37,11 @@ python3 betaVAE_sample.py --seed 99 --config configs/demo/betavae_tissues.json -
   --interpolation demo/checkpoints/betavae/interpolation_tissue.npz
 
 step "2.1 GAN: tiles from noise"
-for tissue in brain lung; do
-  python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_$tissue.json \
-    --image_dir demo/images/gan_$tissue --model_dir $MODELS/gan_$tissue --num_epochs 6 \
-    --gan_type dcgan --loss_type wgan --num_patches 600
-done
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/gan_brain --model_dir $MODELS/gan_brain --num_epochs 5 --gan_type dcgan --loss_type wgan --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/gan_lung --model_dir $MODELS/gan_lung --num_epochs 7 --gan_type dcgan --loss_type wgan --num_patches 600
 step "2.2 RNA-GAN: tiles from the patient's expression"
-for tissue in brain lung; do
-  python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_$tissue.json \
-    --image_dir demo/images/rna-gan_$tissue --model_dir $MODELS/rna-gan_$tissue --num_epochs 6 \
-    --gan_type dcgan --loss_type wganvae --num_patches 600
-done
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/rna-gan_brain --model_dir $MODELS/rna-gan_brain --num_epochs 5 --gan_type dcgan --loss_type wganvae --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/rna-gan_lung --model_dir $MODELS/rna-gan_lung --num_epochs 7 --gan_type dcgan --loss_type wganvae --num_patches 600
 step "2.3 Does the profile reach the tile? Morphology of tiles against the truth"
 for tissue in brain lung; do
   python3 measure_conditioning.py --checkpoint $MODELS/rna-gan_$tissue.model \
