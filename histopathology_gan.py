@@ -141,6 +141,9 @@ def read_inputs(config: GANConfig, num_patches: int, where: str) -> Inputs:
     if not config.patch_data_path:
         raise UserError(f"{where}: key 'patch_data_path' is missing")
     table = read_cohort(config.path_csv)
+    if len(table.genes) != config.rna_features:
+        found = f"the tables hold {len(table.genes)} genes"
+        raise UserError(f"{where}: rna_features is {config.rna_features}, {found}")
     split = load_split(config.split_path, table.donors, config.split_seed)
     training = np.array([split[donor] in config.train_partitions for donor in table.donors])
     stores = find_tile_stores(config.patch_data_path, table.names)

@@ -83,6 +83,7 @@ class BetaVAEConfig(CohortConfig):
         "max_patch_per_wsi": "the betaVAE reads no tiles",
         "n_workers": "the tables are held in memory",
         "bag_size": "the betaVAE has no bags",
+        "log_interval": "one entry per epoch",
         "quick": "use a smaller config",
         "flag": "kept in run.json",
     }

@@ -19,9 +19,9 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         # A loader process hands its error on below its own traceback: the last line says it.
         reason = str(error).strip().splitlines()[-1].removeprefix("runtime.errors.UserError: ")
-        print(f"{script}: error: {reason}", file=sys.stderr)
+        sys.stderr.write(f"{script}: error: {reason}\n")
         code = 2
     except KeyboardInterrupt:
-        print(f"{script}: stopped; the same command continues", file=sys.stderr)
+        sys.stderr.write(f"{script}: stopped; the same command continues\n")
         code = 130
     sys.exit(code or 0)
