@@ -6,18 +6,15 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from runtime.errors import UserError
 from runtime.files import atomic_path, require_file
 
 NAME_COLUMN = "wsi_file_name"
 GENE_PREFIX = "rna_"
-TRANSFORMS = ("log1p", "log_nonzero")
 
 
 @dataclass
@@ -177,65 +174,3 @@ def match_genes(table: ExpressionTable, genes: Sequence[str]) -> tuple[np.ndarra
     matched = np.zeros((len(table), len(genes)), np.float32)
     matched[:, columns >= 0] = table.expression[:, columns[columns >= 0]]
     return matched, [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
-
-
-@dataclass
-class ExpressionScaler:
-    """Transform and per-gene z-score, fitted once on the training donors and kept in the betaVAE
-    checkpoint.
-
-    Attributes:
-        transform_name: "log1p", or "log_nonzero" (log of non-zeros, zeros stay 0; as published).
-        mean: float32 (G,) of the transformed expression.
-        std: float32 (G,); 1 for a gene that does not vary.
-    """
-
-    transform_name: str
-    mean: np.ndarray
-    std: np.ndarray
-
-    @classmethod
-    def fit(cls, expression: np.ndarray, transform_name: str = "log1p") -> ExpressionScaler:
-        """Return the scaler of expression (N, G) >= 0."""
-        logged = _log(expression, transform_name)
-        mean = logged.mean(axis=0, dtype=np.float64)
-        std = logged.std(axis=0, dtype=np.float64)
-        return cls(
-            transform_name, mean.astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)
-        )
-
-    def transform(self, expression: np.ndarray) -> np.ndarray:
-        """Return scaled expression float32 (N, G)."""
-        scaled = _log(expression, self.transform_name)
-        scaled -= self.mean
-        scaled /= self.std
-        return scaled
-
-    def inverse(self, scaled: np.ndarray) -> np.ndarray:
-        """Return expression float32 (N, G) >= 0 from scaled expression."""
-        logged = scaled.astype(np.float32) * self.std + self.mean
-        if self.transform_name == "log1p":
-            return np.maximum(np.expm1(logged), 0)
-        return np.where(logged == 0, 0, np.exp(logged))
-
-    def to_checkpoint(self) -> dict[str, Any]:
-        """Return plain values and tensors for a checkpoint."""
-        return {
-            "transform": self.transform_name,
-            "mean": torch.from_numpy(self.mean),
-            "std": torch.from_numpy(self.std),
-        }
-
-    @classmethod
-    def from_checkpoint(cls, content: dict[str, Any]) -> ExpressionScaler:
-        """Return the scaler that `to_checkpoint` described."""
-        return cls(content["transform"], content["mean"].numpy(), content["std"].numpy())
-
-
-def _log(expression: np.ndarray, transform_name: str) -> np.ndarray:
-    expression = np.asarray(expression, np.float32)
-    if transform_name == "log1p":
-        return np.log1p(expression)
-    if transform_name == "log_nonzero":
-        return np.log(expression, out=np.zeros_like(expression), where=expression > 0)
-    raise ValueError(f"expression_transform {transform_name!r} is none of {TRANSFORMS}")

@@ -55,6 +55,18 @@ def test_checkpoint_round_trip_and_refusals(tmp_path):
         load_checkpoint(tmp_path / "none.pt", "gan")
 
 
+@pytest.mark.parametrize("content", [b"", [1], {"weight": torch.zeros(2)}], ids=str)
+def test_a_foreign_file_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "foreign.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=r"foreign\.pt: .*not a checkpoint") as error:
+        load_checkpoint(path, "gan")
+    assert "\n" not in str(error.value)
+
+
 class Malicious:
     """Would create a file when unpickled."""
 
@@ -156,6 +168,7 @@ def test_expression_table_round_trip(tmp_path):
         ("wsi_file_name,a\nx,1\n", "no gene column"),
         ("wsi_file_name,rna_a\nx,\n", "x, gene a: nan"),
         ("wsi_file_name,rna_a\nx,-2\n", "x, gene a: -2"),
+        ("wsi_file_name,rna_a\nx,inf\n", "x, gene a: inf"),
         ("wsi_file_name,rna_a\nx,one\n", "cannot be read"),
         ("wsi_file_name,rna_a\nx,1\nx,2\n", "row x appears more than once"),
         ("wsi_file_name,rna_a\n", "no rows"),
@@ -192,6 +205,15 @@ def test_genes_are_matched_without_version_and_lacking_ones_count_as_zero():
     matched, missing = match_genes(table([[1, 2], [3, 4]]), ["g2.9", "g7.1", "g1"])
     np.testing.assert_array_equal(matched, [[2, 0, 1], [4, 0, 3]])
     assert missing == ["g7.1"]
+
+
+def test_scaler_is_the_z_score_of_the_logarithm():
+    values = np.array([[0.0], [np.e - 1], [np.e**2 - 1]], np.float32)
+    scaler = ExpressionScaler.fit(values, "log1p")  # logarithms 0, 1, 2
+    np.testing.assert_allclose([scaler.mean[0], scaler.std[0] ** 2], [1, 2 / 3], rtol=1e-5)
+    values = np.array([[0.0], [1.0], [np.e**3]], np.float32)
+    scaler = ExpressionScaler.fit(values, "log_nonzero")  # logarithms 0, 0, 3
+    np.testing.assert_allclose([scaler.mean[0], scaler.std[0] ** 2], [1, 2], rtol=1e-5)
 
 
 @pytest.mark.parametrize("transform", ["log1p", "log_nonzero"])
