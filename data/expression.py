@@ -78,13 +78,20 @@ def read_expression_table(path: str | Path) -> ExpressionTable:
     """
     path = require_file(path, "expression table")
     try:
-        header = list(pd.read_csv(path, nrows=0).columns)
-        gene_columns = [column for column in header if column.startswith(GENE_PREFIX)]
+        # Read as a row: a header that repeats a name would be renamed.
+        header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()
+        gene_columns = [column for column in header if str(column).startswith(GENE_PREFIX)]
         if NAME_COLUMN not in header:
             raise UserError(f"{path}: no column {NAME_COLUMN} (first column: {header[0]})")
         if not gene_columns:
             raise UserError(f"{path}: no gene column; their names begin with {GENE_PREFIX}")
+        if len(set(gene_columns)) < len(gene_columns):
+            twice = next(name for name in gene_columns if gene_columns.count(name) > 1)
+            raise UserError(f"{path}: column {twice} appears more than once")
         frame = pd.read_csv(path, dtype=dict.fromkeys(gene_columns, np.float32))
+        if frame[NAME_COLUMN].isna().any():
+            row = int(frame[NAME_COLUMN].isna().to_numpy().argmax())
+            raise UserError(f"{path}: row {row + 1} has no {NAME_COLUMN}")
     except (ValueError, EOFError, zlib.error, OSError) as error:
         raise UserError(
             f"{path}: cannot be read as a table ({str(error).splitlines()[0]})"

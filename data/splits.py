@@ -50,10 +50,14 @@ def load_split(path: str | Path, donors: Iterable[str], seed: int) -> dict[str, 
     path, donors = Path(path), set(donors)
     split: dict[str, str] = {}
     if path.is_file():
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        try:
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except ValueError as error:
+            raise UserError(f"{path}: not a donor split ({str(error).splitlines()[0]})") from error
         if (
             list(frame.columns) != ["donor", "partition"]
             or not frame.partition.isin(PARTITIONS).all()
+            or frame.donor.duplicated().any()
         ):
             raise UserError(
                 f"{path}: not a donor split (columns donor, partition; {', '.join(PARTITIONS)})"

@@ -85,6 +85,7 @@ def _load(path: Path) -> Any:
         RuntimeError,
         pickle.UnpicklingError,
         EOFError,
+        KeyError,
         OSError,
         ValueError,
         zipfile.BadZipFile,

@@ -236,3 +236,32 @@ def test_published_transform_ranks_zero_with_one_and_log1p_does_not():
     ours = ExpressionScaler.fit(values, "log1p").transform(values)
     assert published[0] == published[1]
     assert ours[0] < ours[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wsi_file_name,rna_a,rna_a\nx,1,2\n", "rna_a appears more than once"),
+        ("wsi_file_name,rna_a\nx,1\n,2\n", "row 2 has no wsi_file_name"),
+    ],
+)
+def test_a_repeated_gene_and_a_row_without_name_are_named(tmp_path, text, message):
+    path = tmp_path / "lung.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_expression_table(path)
+
+
+@pytest.mark.parametrize("text", ["", "donor,partition\nD-1,train\nD-1,test\n", "a,b\n1,2,3,4\n"])
+def test_a_spoilt_split_is_refused(tmp_path, text):
+    path = tmp_path / "split.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match="not a donor split"):
+        load_split(path, ["D-1"], 1)
+
+
+def test_a_text_file_is_no_checkpoint(tmp_path):
+    path = tmp_path / "notes.pt"
+    path.write_text("hello, this is not a checkpoint\n")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_checkpoint(path, "gan")
