@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from runtime.files import atomic_path, require_file
 
 NAME_COLUMN = "wsi_file_name"
 GENE_PREFIX = "rna_"
+BLOCK_NAME = re.compile(r"([^-]+-[^-]+)-\d{4}(-|$)")
 
 
 @dataclass
@@ -38,7 +40,9 @@ class ExpressionTable:
 
     @property
     def donors(self) -> list[str]:
-        """The donor of each row."""
+        """The donor of each row: the column `donor` where the table has one, else by the name."""
+        if "donor" in self.annotations:
+            return self.annotations["donor"].astype(str).tolist()
         return [donor_of(name) for name in self.names]
 
     def rows(self, keep: Sequence[int] | np.ndarray) -> ExpressionTable:
@@ -62,9 +66,14 @@ class ExpressionTable:
 def donor_of(name: str) -> str:
     """Return the donor of a slide or sample: the first two dash-separated fields (`GTEX-1117F`).
 
+    A name that is not of the form donor, donor, four-digit block (as in ArrayExpress series) is its
+    own donor.
+
     Source: GTEx sample naming, as used by the published tables.
     """
-    return "-".join(Path(name).name.removesuffix(".svs").split("-")[:2])
+    stem = Path(name).name.removesuffix(".svs")
+    found = BLOCK_NAME.match(stem)
+    return found[1] if found else stem
 
 
 def read_expression_table(path: str | Path) -> ExpressionTable:

@@ -104,7 +104,7 @@ def draw_latents(results: Path) -> Drawn:
     axes[0, 0].set_ylabel(f"component 2 ({share[1]:.0%})")
     axes[0, 1].plot(np.arange(1, len(variance) + 1), variance, marker=".", markersize=3)
     axes[0, 1].set_yscale("log")
-    axes[0, 1].set_title("variance of each latent dimension, sorted")
+    axes[0, 1].set_title("variance per dimension, sorted")
     axes[0, 1].set_xlabel("dimension")
     caption = (
         f"Principal components of the latent means of {len(frame)} profiles, fitted on the"

@@ -158,7 +158,15 @@ def test_expression_table_round_trip(tmp_path):
     again = read_expression_table(path)
     assert (again.names, again.genes) == (["S-1-a", "S-2-a"], ["g1.1", "g2.3"])
     np.testing.assert_allclose(again.expression, [[1.5, 0], [2, 3]])
-    assert donor_of("GTEX-1117F-3225.svs") == "GTEX-1117F"
+
+
+def test_donor_is_read_from_gtex_names_and_other_names_stand_for_themselves():
+    for name in ("GTEX-1117F-3225.svs", "GTEX-1117F-3226-SM-5N9CT"):
+        assert donor_of(name) == "GTEX-1117F"
+    assert donor_of("E-MTAB-2836_Lung") == "E-MTAB-2836_Lung"
+    given = table([[1, 2], [3, 4]])
+    given.annotations["donor"] = ["one", "one"]
+    assert given.donors == ["one", "one"]
 
 
 @pytest.mark.parametrize(
