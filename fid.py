@@ -42,7 +42,7 @@ from data.tile_sets import StoredTiles, disjoint_donor_draws, draw_tiles
 from data.tiles import find_tile_stores, open_tile_store
 from metrics.comparison import KID_SUBSETS, compare_draws, comparison_notes
 from metrics.features import BATCH_SIZE, FeatureExtractor, TileSource, find_network
-from models.dcgan import Generator
+from models.networks import load_generator
 from models.profiles import ProfileEncoder
 from models.sampling import sample_images
 from models.wgan_vae import Conditioning
@@ -198,8 +198,8 @@ class GeneratedTiles:
             yield images_to_pixels(image[None])[0].numpy()
 
     @functools.cached_property
-    def _networks(self) -> tuple[Generator, Conditioning | None, torch.Tensor | None]:
-        generator = Generator.from_checkpoint(self.checkpoint, self.device)
+    def _networks(self) -> tuple[torch.nn.Module, Conditioning | None, torch.Tensor | None]:
+        generator = load_generator(self.checkpoint, self.device)
         if not self.conditional:
             return generator, None, None
         betavae = load_checkpoint(self.betavae_path, "betavae")

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data.expression import ExpressionTable, match_genes, read_cohort, read_expression_table
 from data.pixels import image_grid, images_to_pixels, read_image, write_png
 from data.tiles import TileDataset, find_tile_stores
-from models.dcgan import Generator
+from models.networks import load_generator
 from models.profiles import ProfileEncoder
 from models.sampling import sample_images
 from models.wgan_vae import Conditioning
@@ -138,7 +138,7 @@ def generated_tiles(
     if gan["conditioning"] is not None:
         conditioning = Conditioning.from_checkpoint(gan["conditioning"])
         mu = profiles.mu[[index % len(profiles.names) for index in indices]]
-    generator = Generator.from_checkpoint(gan, device)
+    generator = load_generator(gan, device)
     for index, image in sample_images(generator, seed, indices, conditioning, mu):
         yield index, images_to_pixels(image[None])[0].numpy()
 

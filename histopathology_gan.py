@@ -25,18 +25,28 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
+from torch import nn
 from tqdm import tqdm
 
-from data.expression import ExpressionTable, read_cohort
+from data.expression import ExpressionTable
 from data.pixels import image_grid, images_to_pixels, pixels_to_images, write_png
-from data.splits import load_split
-from data.tiles import TileDataset, find_tile_stores
-from models.dcgan import Generator
-from models.networks import Networks
+from data.training import TileBatches, TrainingTiles, epoch_order, read_training_tiles
+from metrics.features import find_network
+from metrics.quality import QualityMeter
+from models.augmentation import augmented, turned
+from models.networks import GAN_TYPES, Networks
 from models.profiles import ProfileEncoder
+from models.r3gan import GROUP_WIDTH
 from models.sampling import sample_images
-from models.wgan import LOSS_TYPES, WASSERSTEIN, clip_weights, gradient_penalty
+from models.wgan import (
+    CONDITIONAL,
+    LOSS_TYPES,
+    RELATIVISTIC,
+    WASSERSTEIN,
+    clip_weights,
+    gradient_penalty,
+    zero_centred_penalty,
+)
 from models.wgan_vae import Conditioning, critic_objective, generator_objective
 from runtime.checkpoint import check_genes, check_same_recipe, load_checkpoint, save_checkpoint
 from runtime.config import GANConfig, load_config, unused_keys
@@ -44,14 +54,16 @@ from runtime.device import autocast, choose_device, uses_bfloat16
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_csv
 from runtime.run import log, start_log, summary_writer, write_run_record
-from runtime.seeds import seed_everything, torch_generator
+from runtime.seeds import numpy_generator, seed_everything, torch_generator
 
 # Keys that may change when a run is continued.
 FREE = (
     "flag", "n_workers", "device", "log_interval", "summary_path", "checkpoint_minutes",
-    "path_csv", "patch_data_path", "split_path", "vae_checkpoint",
+    "path_csv", "patch_data_path", "split_path", "vae_checkpoint", "tile_cache_mb",
+    "metrics_every", "metrics_tiles", "grid_every",
 )  # fmt: skip
 MEASURES = ("critic_loss", "generator_loss", "gradient_penalty")
+SHORT_EPOCH_S = 30.0  # checkpoints are at least so far apart, however short the epochs are
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,8 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=99)
     parser.add_argument("--num_epochs", type=int, required=True)
     parser.add_argument("--num_patches", type=int, default=600, help="tiles per slide, at most")
-    parser.add_argument("--gan_type", choices=("dcgan",), default="dcgan")
-    parser.add_argument("--loss_type", choices=LOSS_TYPES, default="wgan", help="wganvae: RNA-GAN")
+    parser.add_argument("--gan_type", choices=tuple(GAN_TYPES), default="dcgan")
+    parser.add_argument(
+        "--loss_type", choices=LOSS_TYPES, default="wgan", help="wganvae, relativisticvae: RNA-GAN"
+    )
+    parser.add_argument("--max_minutes", type=float, help="stop after so much training, saved")
     files = parser.add_argument_group("files")
     files.add_argument("--image_dir", required=True, help="folder of the epoch grids")
     files.add_argument("--model_dir", required=True, help="path prefix X of X.model")
@@ -85,28 +100,8 @@ def profile_latents(
     return encoder.mu(table.expression), origin
 
 
-def epoch_order(tiles: int, tiles_per_step: int, shuffled: bool, seed: int, epoch: int) -> list:
-    """Return the tile numbers of every step of an epoch; what does not fill a step is left out."""
-    order = torch.arange(tiles)
-    if shuffled:
-        order = torch.randperm(tiles, generator=torch_generator(seed, "epoch", epoch))
-    steps = tiles // tiles_per_step
-    return order[: steps * tiles_per_step].view(steps, tiles_per_step).tolist()
-
-
-def turned(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """Return every image of a batch in one of its eight orientations: tissue has no up."""
-    turns = torch.randint(8, (len(images),), generator=draw).tolist()
-    parts = [
-        torch.rot90(image, turn % 4, (1, 2)) for image, turn in zip(images, turns, strict=True)
-    ]
-    return torch.stack(
-        [part.flip(2) if turn > 3 else part for part, turn in zip(parts, turns, strict=True)]
-    )
-
-
 def epoch_grid(
-    generator: Generator,
+    generator: nn.Module,
     conditioning: Conditioning | None,
     mu: torch.Tensor | None,
     seed: int,
@@ -121,43 +116,29 @@ def epoch_grid(
     return image_grid(images_to_pixels(torch.stack(tiles)).numpy(), columns)
 
 
-class Inputs(NamedTuple):
-    """Tiles and profiles of a run.
+class HeldOutQuality:
+    """FID and KID of the model in training against tiles of donors it is not trained on.
 
-    table: all profiles of the config. rows: table row of each training slide. dataset: their tiles.
-    training: per table row, whether its donor is trained on. shown: rows whose profiles the grids
-    show, held-out donors first.
+    The real tiles and the noise are fixed by the seed; an RNA-GAN gets the profile of each tile's
+    own slide.
     """
 
-    table: ExpressionTable
-    rows: list[int]
-    dataset: TileDataset
-    training: np.ndarray
-    shown: list[int]
+    def __init__(
+        self, inputs: TrainingTiles, mu: torch.Tensor | None, count: int, seed: int, device
+    ) -> None:
+        tiles = inputs.held_out_tiles
+        chosen = numpy_generator(seed, "quality").permutation(len(tiles))[:count]
+        real = torch.stack([tiles[int(number)][0] for number in chosen])
+        slides = [inputs.held_out[tiles.slide_numbers[number]] for number in chosen]
+        self.mu = None if mu is None else mu[slides]
+        self.count, self.seed = len(chosen), seed
+        self.meter = QualityMeter(find_network("inception"), device, real)
 
-
-def read_inputs(config: GANConfig, num_patches: int, where: str) -> Inputs:
-    """Return the tiles and profiles of a config; `where` names it in errors."""
-    if not config.patch_data_path:
-        raise UserError(f"{where}: key 'patch_data_path' is missing")
-    table = read_cohort(config.path_csv)
-    if len(table.genes) != config.rna_features:
-        found = f"the tables hold {len(table.genes)} genes"
-        raise UserError(f"{where}: rna_features is {config.rna_features}, {found}")
-    split = load_split(config.split_path, table.donors, config.split_seed)
-    training = np.array([split[donor] in config.train_partitions for donor in table.donors])
-    stores = find_tile_stores(config.patch_data_path, table.names)
-    rows = [row for row, name in enumerate(table.names) if name in stores and training[row]]
-    held_out = [row for row, name in enumerate(table.names) if name in stores and not training[row]]
-    if not rows:
-        raise UserError(
-            f"{where}: no tile store of a training slide under {', '.join(config.patch_data_path)}"
-        )
-    paths = [stores[table.names[row]] for row in rows]
-    dataset = TileDataset(paths, num_patches, config.img_size)
-    if len(dataset) < config.tiles_per_step:
-        raise UserError(f"{where}: {len(dataset)} tiles, a step needs {config.tiles_per_step}")
-    return Inputs(table, rows, dataset, training, (held_out + rows)[: config.grid_columns])
+    def measure(self, generator: nn.Module, conditioning: Conditioning | None) -> dict[str, float]:
+        """Return `fid` and `kid` of the generator."""
+        images = sample_images(generator, self.seed, range(self.count), conditioning, self.mu)
+        pixels = images_to_pixels(torch.stack([image for _, image in images]))
+        return self.meter.measure(pixels)._asdict()
 
 
 def minimise(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
@@ -198,7 +179,12 @@ def main(argv: list[str] | None = None) -> None:
     for flag in ("num_epochs", "num_patches"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: 1 or more is needed")
-    conditional = args.loss_type == "wganvae"
+    if args.gan_type == "r3gan" and config.step_channels % GROUP_WIDTH:
+        found = f"step_channels {config.step_channels}"
+        raise UserError(
+            f"{args.config}: {found}: --gan_type r3gan needs a multiple of {GROUP_WIDTH}"
+        )
+    conditional = args.loss_type in CONDITIONAL
     model_path = Path(f"{args.model_dir}.model")
 
     # Run directory, log, seed, device
@@ -208,30 +194,48 @@ def main(argv: list[str] | None = None) -> None:
     bfloat16 = uses_bfloat16(config.precision, device)
 
     # Data
-    table, rows, dataset, training, shown = read_inputs(config, args.num_patches, args.config)
+    if not config.patch_data_path:
+        raise UserError(f"{args.config}: key 'patch_data_path' is missing")
+    inputs = read_training_tiles(
+        config.path_csv,
+        config.patch_data_path,
+        (config.split_path, config.split_seed),
+        config.train_partitions,
+        args.num_patches,
+        config.img_size,
+    )
+    table, rows, dataset = inputs.table, inputs.rows, inputs.tiles
+    if len(table.genes) != config.rna_features:
+        found = f"the tables hold {len(table.genes)} genes"
+        raise UserError(f"{args.config}: rna_features is {config.rna_features}, {found}")
+    if len(dataset) < config.tiles_per_step:
+        found = f"{len(dataset)} tiles, a step needs {config.tiles_per_step}"
+        raise UserError(f"{args.config}: {found}")
+    if config.metrics_every and inputs.held_out_tiles is None:
+        raise UserError(f"{args.config}: metrics_every needs tiles of held-out donors")
     mu = conditioning = profiles = grid_mu = None
     origin: dict = {}
     if conditional:
         vae_path = Path(args.vae_checkpoint or config.vae_checkpoint)
         mu, origin = profile_latents(vae_path, table, device)
-        population = mu[torch.from_numpy(training)]
+        population = mu[torch.from_numpy(inputs.training)]
         conditioning = Conditioning.fit(
             population, config.latent_noise, config.noise_dim, config.latent_norm
         )
+        shown = (inputs.held_out + rows)[: config.grid_columns]
         profiles, grid_mu = mu[rows], mu[shown]
 
     # Model and optimiser
     latent_dim = conditioning.input_dim if conditional else config.latent_dim
+    shape = {"image_px": config.img_size, "step_channels": config.step_channels}
+    if args.gan_type == "r3gan":
+        shape["blocks"] = config.residual_blocks
     networks = Networks(
-        generator_args={
-            "latent_dim": latent_dim,
-            "image_px": config.img_size,
-            "step_channels": config.step_channels,
-        },
+        args.gan_type,
+        generator_args={"latent_dim": latent_dim, **shape},
         critic_args={
-            "image_px": config.img_size,
-            "step_channels": config.step_channels,
-            "norm": config.critic_norm,
+            **shape,
+            **({"norm": config.critic_norm} if args.gan_type == "dcgan" else {}),
             "output": config.critic_output,
             "latent_dim": mu.shape[1] if conditional else 0,
             "conditioning": config.critic_conditioning if conditional else "none",
@@ -245,6 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     # Resume
     settings = config.model_dump() | {
         "seed": args.seed,
+        "gan_type": args.gan_type,
         "loss_type": args.loss_type,
         "num_patches": args.num_patches,
         "betavae_sha256": origin.get("betavae_sha256"),
@@ -270,6 +275,12 @@ def main(argv: list[str] | None = None) -> None:
     if sentence := unused_keys(config):
         log.info("%s: %s", args.config, sentence)
     writer = summary_writer(args.log, config.summary_path)
+    batches = TileBatches(
+        dataset, config.n_workers, config.tile_cache_mb, pinned=device.type == "cuda"
+    )
+    quality = None
+    if config.metrics_every:
+        quality = HeldOutQuality(inputs, mu, config.metrics_tiles, args.seed, device)
     began, saved = time.monotonic() - counters["elapsed_s"], time.monotonic()
 
     def check_finite() -> None:
@@ -279,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
                 " checkpoint is kept; lower the learning rates or set precision to float32"
             )
 
-    def save() -> None:
+    def save(path: Path = model_path) -> None:
         counters["elapsed_s"] = time.monotonic() - began
         content = {
             "loss_type": args.loss_type,
@@ -293,15 +304,18 @@ def main(argv: list[str] | None = None) -> None:
             "history": history,
             "sums": sums.cpu(),
         }
-        save_checkpoint(model_path, "gan", networks.state_dict() | content)
+        save_checkpoint(path, "gan", networks.state_dict() | content)
 
-    own_step = config.penalty_form == "per_batch"
-    penalty_weight = config.gradient_penalty * config.penalty_interval
-
-    def penalised(step: int) -> bool:
-        return args.loss_type in WASSERSTEIN and step % config.penalty_interval == 0
+    own_step = config.penalty_form == "per_batch" and args.loss_type in WASSERSTEIN
+    weights = dict.fromkeys(WASSERSTEIN, config.gradient_penalty)
+    weights |= dict.fromkeys(RELATIVISTIC, config.zero_centred_penalty)
+    penalty_weight = weights.get(args.loss_type, 0.0) * config.penalty_interval
 
     def penalty_of(real, fake, condition, epsilon) -> torch.Tensor:
+        if args.loss_type in RELATIVISTIC:
+            twice = None if condition is None else torch.cat([condition, condition])
+            both = torch.cat([real, fake])
+            return zero_centred_penalty(lambda *given: critic(*given).score, both, twice)
         return gradient_penalty(
             lambda images: critic(images, condition).score, real, fake, epsilon, own_step
         )
@@ -313,46 +327,45 @@ def main(argv: list[str] | None = None) -> None:
     bar = tqdm(
         total=args.num_epochs * steps, initial=counters["step"], unit="step", desc=model_path.stem
     )
-    while counters["epoch"] < args.num_epochs:
+    out_of_time = False
+    while counters["epoch"] < args.num_epochs and not out_of_time:
         shuffled = config.tile_order == "shuffled"
         order = epoch_order(
             len(dataset), config.tiles_per_step, shuffled, args.seed, counters["epoch"]
         )
-        loader = DataLoader(
-            dataset,
-            batch_sampler=order[counters["batch"] :],
-            num_workers=config.n_workers,
-            pin_memory=device.type == "cuda",
-        )
-        for pixels, slides in loader:
+        for pixels, slides in batches(order[counters["batch"] :]):
             step = counters["step"]
             draw = torch_generator(args.seed, "step", step)
-            real = pixels_to_images(pixels.to(device, non_blocking=True))
-            if config.augment == "dihedral":
-                real = turned(real, draw)
             latents, condition, epsilon = (
                 None if part is None else part.to(device)
                 for part in draw_step(
                     draw,
                     profiles[slides] if conditional else None,
                     conditioning,
-                    len(real),
-                    generator.latent_dim,
+                    len(pixels),
+                    latent_dim,
                     config.penalty_form == "per_batch",
                 )
             )
+            penalised = penalty_weight > 0 and step % config.penalty_interval == 0
+            real = pixels_to_images(pixels.to(device, non_blocking=True))
+            with autocast(device, bfloat16):
+                fake = generator(latents).float()
+            if config.augment != "none":
+                real = turned(real, draw)
+            if config.augment == "full":
+                real, fake = augmented(real, draw), augmented(fake, draw)
 
             # Critic
             with autocast(device, bfloat16):
-                fake = generator(latents)
                 loss = critic_objective(
                     critic, args.loss_type, real, fake.detach(), condition, config.regression_weight
                 )
                 penalty = torch.zeros_like(loss)
-                if penalised(step) and not own_step:
+                if penalised and not own_step:
                     penalty = penalty_of(real, fake.detach(), condition, epsilon)
             minimise(networks.critic_optimizer, loss + penalty_weight * penalty)
-            if penalised(step) and own_step:
+            if penalised and own_step:
                 with autocast(device, bfloat16):
                     penalty = penalty_of(real, fake.detach(), condition, epsilon)
                 minimise(networks.critic_optimizer, penalty_weight * penalty)
@@ -365,7 +378,7 @@ def main(argv: list[str] | None = None) -> None:
                 critic.requires_grad_(False)
                 with autocast(device, bfloat16):
                     generator_value = generator_objective(
-                        critic, args.loss_type, fake, condition, config.regression_weight
+                        critic, args.loss_type, real, fake, condition, config.regression_weight
                     )
                 minimise(networks.generator_optimizer, generator_value)
                 critic.requires_grad_(True)
@@ -384,6 +397,13 @@ def main(argv: list[str] | None = None) -> None:
                 check_finite()
                 save()
                 saved = time.monotonic()
+            if args.max_minutes and time.monotonic() - began > 60 * args.max_minutes:
+                out_of_time = True
+                break
+        if out_of_time and counters["batch"] < steps:
+            check_finite()
+            save()
+            break
 
         # Epoch results
         check_finite()
@@ -392,17 +412,29 @@ def main(argv: list[str] | None = None) -> None:
         row = dict(zip(MEASURES, (sums / counters["batch"]).tolist(), strict=True))
         row["images_per_s"] = steps * config.tiles_per_step / (elapsed - before)
         counters["epoch"] += 1
-        history.append(
-            {"epoch": counters["epoch"], "step": counters["step"], **row, "elapsed_s": elapsed}
-        )
-        grid = epoch_grid(networks.average, conditioning, grid_mu, args.seed, config.grid_columns)
-        write_png(Path(args.image_dir) / f"epoch_{counters['epoch']:04d}.png", grid)
         counters["batch"] = 0
         sums.zero_()
-        save()
-        write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(history))
-        saved = time.monotonic()
+        row = {"epoch": counters["epoch"], "step": counters["step"], **row, "elapsed_s": elapsed}
+        last = counters["epoch"] == args.num_epochs or out_of_time
+        history.append(row)
+        if quality and (last or counters["epoch"] % config.metrics_every == 0):
+            row |= quality.measure(networks.average, conditioning)
+            if row["fid"] <= min(past.get("fid", row["fid"]) for past in history):
+                save(Path(f"{args.model_dir}.best.model"))
+            if writer:
+                for key in ("fid", "kid"):
+                    writer.add_scalar(key, row[key], counters["step"])
+        if last or counters["epoch"] % config.grid_every == 0:
+            grid = epoch_grid(
+                networks.average, conditioning, grid_mu, args.seed, config.grid_columns
+            )
+            write_png(Path(args.image_dir) / f"epoch_{counters['epoch']:04d}.png", grid)
+        if last or time.monotonic() - saved > SHORT_EPOCH_S:
+            save()
+            write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(history))
+            saved = time.monotonic()
     bar.close()
+    elapsed = time.monotonic() - began
     print(f"{model_path}: {counters['epoch']} epochs, {counters['step']} steps, {elapsed:.0f} s")
 
 

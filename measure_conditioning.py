@@ -4,12 +4,12 @@ Reproduces: nothing published; it is the yardstick that the publication's condit
 Reads:  an RNA-GAN checkpoint, its betaVAE, the config's tables, and the true morphology factors of
     the donors (truth.csv of simulate_cohort.py, or measured on real slides).
 Writes: one JSON file: correlation over held-out donors between true and measured factors, with
-    shuffled, zero and class-mean profiles as controls, and the change of a tile with profile and
-    with noise.
+    shuffled, zero and class-mean profiles as controls; the change of a tile with profile and with
+    noise; with --programs, how factors follow the dose of each morphology gene program.
 
     python3 measure_conditioning.py --checkpoint demo/checkpoints/rna-gan_lung.model \\
         --config configs/demo/gan_run_lung.json --truth demo/cohort/truth.csv --mpp 1.0 \\
-        --output demo/conditioning/lung.json
+        --programs demo/cohort/programs.csv --output demo/conditioning/lung.json
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ from tqdm import tqdm
 
 from data.expression import match_genes, read_cohort
 from data.pixels import images_to_pixels
-from metrics.conditioning import FACTORS, conditioning_scores, swap_changes
+from metrics.conditioning import (
+    FACTORS,
+    conditioning_scores,
+    dose_response,
+    mean_scores,
+    swap_changes,
+)
 from metrics.morphology import morphology_of_tiles
-from models.dcgan import Generator
+from models.networks import load_generator
 from models.profiles import ProfileEncoder
 from models.sampling import sample_images
 from models.wgan_vae import Conditioning
@@ -39,6 +45,8 @@ from runtime.run import already_done, start_log
 from runtime.seeds import numpy_generator, seed_everything
 
 SWAPPED = 8  # profiles and noises of the swap measurement
+DOSES = np.arange(-2.0, 3.0)  # standard deviations of a program's activity
+DOSED = 16  # profiles that are moved
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, help=".model of an RNA-GAN")
     parser.add_argument("--config", required=True, help="JSON config of the GAN")
     parser.add_argument("--truth", required=True, help="CSV: slide, sample and factor columns")
+    parser.add_argument(
+        "--programs", help="CSV for the dose response: gene_id, program, weight (log change per sd)"
+    )
     parser.add_argument("--mpp", type=float, required=True, help="um per pixel of the tiles")
     parser.add_argument("--output", required=True, help="JSON result")
     parser.add_argument("--vae_checkpoint", help="betaVAE; default: the one trained with")
@@ -67,6 +78,23 @@ def true_factors(path: str, names: list[str]) -> pd.DataFrame:
     return frame.set_index("name")[list(FACTORS)].astype(float).reindex(names)
 
 
+def read_programs(path: str, genes: list[str]) -> dict[str, np.ndarray]:
+    """Return the weights (G,) of each program that is named after a factor."""
+    frame = pd.read_csv(require_file(path, "gene programs"))
+    missing = {"gene_id", "program", "weight"} - set(frame.columns)
+    if missing:
+        raise UserError(f"{path}: column {sorted(missing)[0]} is missing")
+    frame["gene"] = frame.gene_id.str.split(".").str[0]
+    order = [gene.split(".")[0] for gene in genes]
+    programs = {
+        name: part.groupby("gene").weight.sum().reindex(order, fill_value=0.0).to_numpy()
+        for name, part in frame[frame.program.isin(FACTORS)].groupby("program")
+    }
+    if not any(weights.any() for weights in programs.values()):
+        raise UserError(f"{path}: no program named {', '.join(FACTORS)} with genes of the model")
+    return programs
+
+
 def main(argv: list[str] | None = None) -> None:
     # Arguments and config
     args = build_parser().parse_args(argv)
@@ -83,7 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     check_betavae(vae_path, gan, args.checkpoint)
     record = Path(args.output).with_suffix(".request.txt")
     request = {
-        "inputs": {path: sha256_of(path) for path in (args.checkpoint, args.truth)},
+        "inputs": {
+            path: sha256_of(path) for path in (args.checkpoint, args.truth, args.programs) if path
+        },
         "options": [args.seed, args.sample_size, args.mpp],
     }
     if already_done(record, request, [Path(args.output)], args.overwrite):
@@ -99,9 +129,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{args.truth}: {len(rows)} held-out donors with true factors; 4 are needed"
         )
-    mu = encoder.mu(match_genes(table, gan["genes"])[0])
+    expression = match_genes(table, gan["genes"])[0]
+    mu = encoder.mu(expression)
+    programs = read_programs(args.programs, gan["genes"]) if args.programs else {}
     conditioning = Conditioning.from_checkpoint(gan["conditioning"])
-    generator = Generator.from_checkpoint(gan, device)
+    generator = load_generator(gan, device)
 
     def tiles(profile: torch.Tensor, first: int, count: int) -> np.ndarray:
         indices = range(first, first + count)
@@ -128,13 +160,34 @@ def main(argv: list[str] | None = None) -> None:
             pixels = tiles(profiles[number], number * args.sample_size, args.sample_size)
             measured[name].append(morphology_of_tiles(pixels, args.mpp))
 
+    # Dose response: the same profiles and noise, one program moved
+    spread = factors.to_numpy()[held_out].std(axis=0)
+    doses = {}
+    for name, weights in tqdm(programs.items(), unit="program", desc="dose response"):
+        moved = [
+            encoder.mu(expression[rows[:DOSED]] * np.exp(dose * weights, dtype=np.float32))
+            for dose in DOSES
+        ]
+        measures = []
+        for profiles in moved:
+            parts = [
+                tiles(profile, number * args.sample_size, args.sample_size)
+                for number, profile in enumerate(profiles)
+            ]
+            measures.append(morphology_of_tiles(np.concatenate(parts), args.mpp))
+        doses[name] = dose_response(np.array(measures), DOSES, spread, FACTORS.index(name))
+
     # Results
     truth = factors.iloc[rows].to_numpy()  # (donors, factors)
-    scores = conditioning_scores(truth, {name: np.array(rows) for name, rows in measured.items()})
+    measured = {name: np.array(values) for name, values in measured.items()}
+    scores = conditioning_scores(truth, measured)
+    means = mean_scores(truth, measured, numpy_generator(args.seed, "bootstrap"))
     swapped = np.stack([tiles(profile, 0, SWAPPED) for profile in mu[rows[:SWAPPED]]])
     profile_change, noise_change = swap_changes(swapped)
     content = {
         "factors": scores,
+        "mean": means,
+        "dose_response": doses,
         "profile_change": profile_change,
         "noise_change": noise_change,
         "n_donors": len(rows),
@@ -146,6 +199,13 @@ def main(argv: list[str] | None = None) -> None:
     write_json(record, request)
     for factor, values in scores.items():
         print(f"{factor}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
+    for name, value in means.items():
+        if value["r"] is not None:
+            print(f"mean {name} {value['r']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
+    for name, value in doses.items():
+        kind = "monotone" if value["monotone"] else "not monotone"
+        own, others = value["slope"][name], value["others"]
+        print(f"dose of {name}: {kind}, slope {own}, other factors at most {others}")
     print(f"profile swapped: {profile_change:.2f} of 255; noise swapped: {noise_change:.2f} of 255")
 
 

@@ -1,11 +1,14 @@
-"""Does the profile reach the tile? Correlation with the truth, and what a swap changes."""
+"""Does the profile reach the tile? Correlation with the truth, swaps, and dose response."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 # The order of metrics.morphology.Morphology.
 FACTORS = ("nuclear_density", "nuclear_diameter_um", "stain_ratio", "airspace_fraction")
+RESAMPLES = 1000
 
 
 def conditioning_scores(
@@ -31,6 +34,59 @@ def conditioning_scores(
     }
 
 
+def mean_scores(
+    truth: np.ndarray, measured: dict[str, np.ndarray], generator: np.random.Generator
+) -> dict[str, dict[str, float | None]]:
+    """Return, per condition, the correlation averaged over factors with a 95 % interval.
+
+    Args:
+        truth, measured: as `conditioning_scores`.
+        generator: draws donors with replacement, RESAMPLES times.
+
+    Returns:
+        condition to `r`, `low` and `high`: the mean over the factors that could be measured and its
+        percentile bootstrap interval over donors; None where none could be.
+    """
+    draws = generator.integers(len(truth), size=(RESAMPLES, len(truth)))
+    scores = {}
+    for name, values in measured.items():
+        resampled = [_mean_correlation(truth[rows], values[rows]) for rows in draws]
+        known = [value for value in resampled if value is not None]
+        low, high = np.quantile(known, (0.025, 0.975)).tolist() if known else (None, None)
+        scores[name] = {"r": _mean_correlation(truth, values), "low": low, "high": high}
+    return scores
+
+
+def dose_response(
+    measured: np.ndarray, doses: np.ndarray, spread: np.ndarray, own: int
+) -> dict[str, Any]:
+    """Return how factors measured on tiles move with the dose of one gene program.
+
+    Args:
+        measured: (doses, factors), of tiles from profiles with the program moved, noise kept.
+        doses: (doses,), ascending, in standard deviations of the program's activity.
+        spread: (factors,), standard deviation of each factor over real donors.
+        own: column of the factor that the program drives.
+
+    Returns:
+        `change`: factor to its change from the lowest dose on, in standard deviations over donors;
+        `monotone`: the program's own factor rises with every step of the dose; `slope`: factor to
+        the least-squares slope, standard deviations per standard deviation; `others`: the largest
+        slope, either way, of a factor that the program does not drive. None where a factor could
+        not be measured at every dose.
+    """
+    change = (measured - measured[0]) / spread
+    centred = doses - doses.mean()
+    slopes = centred @ change / (centred @ centred)
+    return {
+        "doses": doses.tolist(),
+        "change": dict(zip(FACTORS, [_plain(column) for column in change.T], strict=True)),
+        "monotone": bool((np.diff(measured[:, own]) > 0).all()),
+        "slope": dict(zip(FACTORS, _plain(slopes), strict=True)),
+        "others": _plain(np.abs(np.delete(slopes, own)).max(keepdims=True))[0],
+    }
+
+
 def swap_changes(tiles: np.ndarray) -> tuple[float, float]:
     """Return the mean absolute change of a pixel when the profile is swapped, and when the noise
     is.
@@ -46,6 +102,16 @@ def swap_changes(tiles: np.ndarray) -> tuple[float, float]:
     by_profile = np.abs(levels - np.roll(levels, 1, axis=0)).mean()
     by_noise = np.abs(levels - np.roll(levels, 1, axis=1)).mean()
     return float(by_profile), float(by_noise)
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [round(float(value), 4) if np.isfinite(value) else None for value in values]
+
+
+def _mean_correlation(truth: np.ndarray, measured: np.ndarray) -> float | None:
+    pairs = zip(truth.T, measured.T, strict=True)
+    known = [value for pair in pairs if (value := _correlation(*pair)) is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _correlation(truth: np.ndarray, measured: np.ndarray) -> float | None:

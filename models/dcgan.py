@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-SLOPE = 0.2
+from models.critic import SLOPE, ConditionalCritic
+
 GROUPS = 8
 
 
@@ -24,7 +24,7 @@ class Generator(nn.Module):
         step_channels: channels of the last feature map; they double with every halving of the side.
 
     Source: Radford et al. 2016 (arXiv 1511.06434) in the form of torchgan 0.1.0's DCGANGenerator,
-    which     RNA-GAN used: 111,815,555 parameters at 256 px, D = 2048, step_channels = 64.
+    which RNA-GAN used: 111,815,555 parameters at 256 px, D = 2048, step_channels = 64.
     """
 
     def __init__(
@@ -49,14 +49,6 @@ class Generator(nn.Module):
         self.apply(_initialise)
         nn.init.normal_(self.project.weight, std=math.sqrt(2 / (self.channels * 16)))
 
-    @classmethod
-    def from_checkpoint(cls, content: dict[str, Any], device: torch.device) -> Generator:
-        """Return the averaged generator of a GAN checkpoint's content, in eval mode on `device`."""
-        generator = cls(**content["generator_args"])
-        generator.load_state_dict(content["generator_ema"])
-        layout = {"device": device, "memory_format": torch.channels_last}
-        return generator.to(**layout).eval().requires_grad_(False)
-
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, 3, H, W) in [-1, 1] of latents (N, D)."""
         features = self.project(latents).unflatten(1, (self.channels, 4, 4))  # (N, C, 4, 4)
@@ -65,14 +57,7 @@ class Generator(nn.Module):
         return torch.tanh(self.to_rgb(features))  # (N, 3, H, W)
 
 
-class CriticOutput(NamedTuple):
-    """Scores (N,) and, with latent regression, the predicted latents (N, D); else None."""
-
-    score: Tensor
-    predicted_latents: Tensor | None
-
-
-class Critic(nn.Module):
+class Critic(ConditionalCritic):
     """Scores images (N, 3, image_px, image_px); with conditioning it sees the profile's latents
     too.
 
@@ -84,9 +69,7 @@ class Critic(nn.Module):
         latent_dim: D of the latents it may see; 0 for none.
         conditioning: "none", "projection", "regression" or "both".
 
-    Source: torchgan 0.1.0's DCGANDiscriminator (44.7 M parameters at 256 px); projection: Miyato
-    and Koyama 2018 (arXiv 1802.05637); regression: Odena et al. 2017 (arXiv 1610.09585) with a
-    continuous target.
+    Source: torchgan 0.1.0's DCGANDiscriminator (44.7 M parameters at 256 px).
     """
 
     def __init__(
@@ -107,33 +90,12 @@ class Critic(nn.Module):
             blocks += [_norm(norm, narrow * 2), nn.LeakyReLU(SLOPE)]
         self.blocks = nn.Sequential(*blocks)
         features = step_channels * 2**halvings * 16
-        self.score = nn.Linear(features, 1, bias=norm != "batch")
-        self.output = nn.LeakyReLU(SLOPE) if output == "leaky_relu" else nn.Identity()
-        self.embed = self.regress = None
-        if conditioning in ("projection", "both"):
-            self.embed = nn.Linear(latent_dim, features, bias=False)
-        if conditioning in ("regression", "both"):
-            self.regress = nn.Linear(features, latent_dim)
         self.apply(_initialise)
-        for layer in (self.score, self.embed, self.regress):
-            if layer is not None:
-                nn.init.normal_(layer.weight, std=math.sqrt(1 / features))
+        self.build_head(features, latent_dim, conditioning, output, bias=norm != "batch")
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features (N, F) of images (N, 3, H, W) in [-1, 1]."""
         return self.blocks(images.contiguous(memory_format=torch.channels_last)).flatten(1)
-
-    def judge(self, features: Tensor, latents: Tensor | None = None) -> CriticOutput:
-        """Return score and latent prediction of features (N, F) beside latents (N, D)."""
-        score = self.score(features).squeeze(1)  # (N,)
-        if self.embed is not None and latents is not None:
-            score = score + (self.embed(latents) * features).mean(dim=1)
-        predicted = None if self.regress is None else self.regress(features)  # (N, D)
-        return CriticOutput(self.output(score), predicted)
-
-    def forward(self, images: Tensor, latents: Tensor | None = None) -> CriticOutput:
-        """Return score and latent prediction of images (N, 3, H, W) in [-1, 1]."""
-        return self.judge(self.features(images), latents)
 
 
 def _halvings(image_px: int) -> int:

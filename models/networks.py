@@ -6,16 +6,29 @@ import copy
 from typing import Any
 
 import torch
+from torch import nn
 
 from models.dcgan import Critic, Generator
+from models.r3gan import ResidualCritic, ResidualGenerator
+
+GAN_TYPES = {"dcgan": (Generator, Critic), "r3gan": (ResidualGenerator, ResidualCritic)}
+
+
+def load_generator(content: dict[str, Any], device: torch.device) -> nn.Module:
+    """Return the averaged generator of a GAN checkpoint's content, in eval mode on `device`."""
+    generator = GAN_TYPES[content["gan_type"]][0](**content["generator_args"])
+    generator.load_state_dict(content["generator_ema"])
+    layout = {"device": device, "memory_format": torch.channels_last}
+    return generator.to(**layout).eval().requires_grad_(False)
 
 
 class Networks:
     """Generator, its running average, critic and their Adam optimisers.
 
     Args:
-        generator_args, critic_args: of `Generator` and `Critic`; kept, so that a checkpoint
-        rebuilds them.
+        gan_type: a key of GAN_TYPES.
+        generator_args, critic_args: of its generator and critic; kept, so that a checkpoint
+            rebuilds them.
         learning_rates: of generator and critic.
         betas: of Adam.
         device: where they live.
@@ -23,16 +36,19 @@ class Networks:
 
     def __init__(
         self,
+        gan_type: str,
         generator_args: dict[str, Any],
         critic_args: dict[str, Any],
         learning_rates: tuple[float, float],
         betas: tuple[float, float],
         device: torch.device,
     ) -> None:
+        self.gan_type = gan_type
         self.generator_args, self.critic_args = generator_args, critic_args
+        make_generator, make_critic = GAN_TYPES[gan_type]
         layout = {"device": device, "memory_format": torch.channels_last}
-        self.generator = Generator(**generator_args).to(**layout)
-        self.critic = Critic(**critic_args).to(**layout)
+        self.generator = make_generator(**generator_args).to(**layout)
+        self.critic = make_critic(**critic_args).to(**layout)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), rate, betas, fused=device.type != "mps")
@@ -53,6 +69,7 @@ class Networks:
     def state_dict(self) -> dict[str, Any]:
         """Return arguments, weights and optimiser states for a checkpoint."""
         return {
+            "gan_type": self.gan_type,
             "generator_args": self.generator_args,
             "critic_args": self.critic_args,
             "generator": self.generator.state_dict(),

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.dcgan import Critic
-from models.wgan import critic_loss, generator_loss
+from models.critic import ConditionalCritic
+from models.wgan import RELATIVISTIC, critic_loss, generator_loss
 
 
 @dataclass
@@ -108,7 +108,7 @@ def mismatched(condition: Tensor) -> Tensor:
 
 
 def critic_objective(
-    critic: Critic,
+    critic: ConditionalCritic,
     loss_type: str,
     real: Tensor,
     fake: Tensor,
@@ -140,11 +140,19 @@ def critic_objective(
 
 
 def generator_objective(
-    critic: Critic, loss_type: str, fake: Tensor, condition: Tensor | None, regression_weight: float
+    critic: ConditionalCritic,
+    loss_type: str,
+    real: Tensor,
+    fake: Tensor,
+    condition: Tensor | None,
+    regression_weight: float,
 ) -> Tensor:
     """Return the generator's loss, a scalar; arguments as in `critic_objective`."""
-    on_fake = critic(fake, condition)
-    loss = generator_loss(loss_type, on_fake.score)
+    on_fake, real_scores = critic(fake, condition), None
+    if loss_type in RELATIVISTIC:
+        with torch.no_grad():
+            real_scores = critic(real, condition).score
+    loss = generator_loss(loss_type, on_fake.score, real_scores)
     if on_fake.predicted_latents is not None:
         error = regression_loss(on_fake.predicted_latents, condition)
         loss = loss + regression_weight * error

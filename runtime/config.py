@@ -138,12 +138,18 @@ class GANConfig(CohortConfig):
     step_channels: PositiveInt = Field(
         default=64, description="channels beside the image; they double per halving; published: 64"
     )
+    residual_blocks: PositiveInt = Field(
+        default=2, description="per resolution, of --gan_type r3gan; its paper: 2"
+    )
     gradient_penalty: NonNegative = Field(default=10.0, description="lambda; published: 10")
     penalty_interval: PositiveInt = Field(
         default=1, description="steps between penalties, each weighted by it; published: 1"
     )
     penalty_form: Literal["per_sample", "per_batch"] = Field(
         default="per_sample", description="per_batch: one norm, one epsilon, own step, as published"
+    )
+    zero_centred_penalty: NonNegative = Field(
+        default=1.0, description="gamma of R1 and R2, with the relativistic losses"
     )
     critic_clip: NonNegative = Field(
         default=0.0, description="bound on critic weights; 0: none; published GAN: 0.01"
@@ -173,8 +179,10 @@ class GANConfig(CohortConfig):
     train_partitions: list[Literal["train", "val", "test"]] = Field(
         default=["train"], min_length=1, description="donors whose tiles are trained on"
     )
-    augment: Literal["none", "dihedral"] = Field(
-        default="dihedral", description="flips and quarter turns of real tiles; published: none"
+    augment: Literal["none", "dihedral", "full"] = Field(
+        default="dihedral",
+        description="dihedral: flips and quarter turns of real tiles; full: also stain and place,"
+        " of real and generated tiles, for few tiles; published: none",
     )
     ema_decay: Fraction = Field(
         default=0.999, description="generator average; 0: none, as published"
@@ -186,6 +194,14 @@ class GANConfig(CohortConfig):
     checkpoint_minutes: PositiveFloat = Field(
         default=30.0, description="longest time without a checkpoint; one is written per epoch too"
     )
+    tile_cache_mb: Count = Field(
+        default=2048, description="decoded tiles are kept in memory when they need no more, MiB"
+    )
+    metrics_every: Count = Field(
+        default=0, description="epochs between FID and KID against held-out tiles; 0: never"
+    )
+    metrics_tiles: PositiveInt = Field(default=512, description="tiles of each side for these")
+    grid_every: PositiveInt = Field(default=1, description="epochs between grids of tiles")
     grid_columns: PositiveInt = Field(default=8, description="tiles per row of the epoch grids")
 
 

@@ -171,7 +171,7 @@ def test_conditional_critic_sees_the_profile_exactly_when_asked_to(kind):
 def test_average_follows_the_generator_and_starts_fast():
     arguments = {"latent_dim": 4, "image_px": 32, "step_channels": 4}
     critic = {"image_px": 32, "step_channels": 4}
-    networks = Networks(arguments, critic, (1e-3, 1e-3), (0.5, 0.9), torch.device("cpu"))
+    networks = Networks("dcgan", arguments, critic, (1e-3, 1e-3), (0.5, 0.9), torch.device("cpu"))
     with torch.no_grad():
         networks.generator.to_rgb.bias.fill_(1.0)
     networks.update_average(0.999, step=0)

@@ -15,7 +15,14 @@ import betaVAE_training
 import generate_tissue_images
 import histopathology_gan
 import measure_conditioning
-from metrics.conditioning import FACTORS, conditioning_scores, swap_changes
+from metrics.conditioning import (
+    FACTORS,
+    conditioning_scores,
+    dose_response,
+    mean_scores,
+    swap_changes,
+)
+from metrics.quality import Quality
 from runtime.checkpoint import load_checkpoint
 from runtime.errors import UserError
 
@@ -29,7 +36,7 @@ def change_config(path, **keys):
 def train(name, loss_type, epochs, *extra, tissue="lung"):
     histopathology_gan.main(
         ["--config", f"gan_{tissue}.json", "--seed", "7", "--loss_type", loss_type]
-        + ["--gan_type", "dcgan", "--num_epochs", str(epochs), "--num_patches", "5"]
+        + ["--num_epochs", str(epochs), "--num_patches", "5"]
         + ["--image_dir", f"images/{name}", "--model_dir", f"models/{name}", *extra]
     )
     return load_checkpoint(f"models/{name}.model", "gan")
@@ -40,13 +47,23 @@ def same_weights(one, other):
     return all(torch.equal(one[p][name], other[p][name]) for p in parts for name in one[p])
 
 
+class DarkestIsBest:
+    """Stands in for the FID: mean grey level of the tiles."""
+
+    def __init__(self, network, device, real):
+        assert real.shape[1:] == (32, 32, 3)
+
+    def measure(self, pixels):
+        return Quality(pixels.float().mean().item(), 0.0)
+
+
 @pytest.fixture
 def betavae(cohort):
     betaVAE_training.main(["--config", "betavae.json"])
     return cohort
 
 
-@pytest.mark.parametrize("loss_type", ["wgan", "minimax", "lsgan"])
+@pytest.mark.parametrize("loss_type", ["wgan", "minimax", "lsgan", "relativistic"])
 def test_plain_gans_train_and_keep_what_rebuilds_them(cohort, loss_type):
     state = train("gan", loss_type, 1)
     assert state["conditioning"] is None
@@ -54,7 +71,7 @@ def test_plain_gans_train_and_keep_what_rebuilds_them(cohort, loss_type):
     assert Path("images/gan/epoch_0001.png").is_file()
     history = pd.read_csv("models/gan.history.csv")
     assert np.isfinite(history.to_numpy()).all()
-    assert (history.gradient_penalty > 0).all() == (loss_type == "wgan")
+    assert (history.gradient_penalty > 0).all() == (loss_type in ("wgan", "relativistic"))
 
 
 def test_epochs_in_one_go_equal_epochs_with_a_stop_bit_for_bit(betavae):
@@ -88,6 +105,34 @@ def test_same_seed_same_result_and_other_seed_refused_on_the_same_output(cohort)
     assert same_weights(train("one", "wgan", 1), train("two", "wgan", 1))
     with pytest.raises(UserError, match="seed"):
         train("one", "wgan", 2, "--seed", "8")
+
+
+def test_quality_on_held_out_tiles_is_followed_and_the_best_kept(betavae, monkeypatch):
+    monkeypatch.setattr(histopathology_gan, "find_network", lambda name: name)
+    monkeypatch.setattr(histopathology_gan, "QualityMeter", DarkestIsBest)
+    change_config(betavae / "gan_lung.json", metrics_every=1, metrics_tiles=6)
+    last = train("rna", "relativisticvae", 3)
+    fid = pd.read_csv("models/rna.history.csv").fid
+    best = load_checkpoint("models/rna.best.model", "gan")
+    assert best["counters"]["epoch"] == fid.idxmin() + 1
+    assert best["history"][-1]["fid"] == pytest.approx(fid.min())
+    assert last["history"][-1]["fid"] == pytest.approx(fid.iloc[-1])
+
+
+def test_max_minutes_stops_with_a_checkpoint_that_continues_bit_for_bit(betavae):
+    whole = train("whole", "wganvae", 1)
+    stopped = train("parts", "wganvae", 1, "--max_minutes", "1e-9")
+    assert stopped["counters"]["step"] == 1
+    assert same_weights(whole, train("parts", "wganvae", 1))
+
+
+def test_the_residual_gan_trains_and_odd_widths_are_named(betavae):
+    change_config(betavae / "gan_lung.json", step_channels=16, augment="full", penalty_interval=2)
+    state = train("r3", "relativisticvae", 1, "--gan_type", "r3gan")
+    assert state["gan_type"] == "r3gan"
+    change_config(betavae / "gan_lung.json", step_channels=4)
+    with pytest.raises(UserError, match="multiple of 16"):
+        train("other", "relativistic", 1, "--gan_type", "r3gan")
 
 
 def test_held_out_donors_are_not_trained_on(betavae):
@@ -252,6 +297,30 @@ def test_conditioning_scores_are_correlations_and_constant_measures_have_none():
     truth = np.random.default_rng(0).normal(size=(9, 4))
     scores = conditioning_scores(truth, {"r": 2 * truth + 1, "r_zero": np.ones((9, 4))})
     assert all(value == {"r": 1.0, "r_zero": None} for value in scores.values())
+
+
+def test_mean_scores_average_over_factors_with_an_interval_around_them():
+    draw = np.random.default_rng(0)
+    truth = draw.normal(size=(60, 4))
+    measured = {"r": truth + draw.normal(size=truth.shape), "r_zero": draw.normal(size=(60, 4))}
+    scores = mean_scores(truth, measured, draw)
+    assert scores["r"]["low"] < scores["r"]["r"] < scores["r"]["high"]
+    assert 0.55 < scores["r"]["r"] < 0.85
+    assert scores["r_zero"]["low"] < 0 < scores["r_zero"]["high"]
+    constant = mean_scores(truth, {"r": np.ones((60, 4))}, draw)
+    assert constant["r"] == {"r": None, "low": None, "high": None}
+
+
+def test_dose_response_of_a_linear_factor_is_its_slope():
+    doses = np.arange(-2.0, 3.0)
+    measured = np.stack([doses, 0.1 * doses, np.zeros(5), -0.2 * doses], axis=1) * 3.0
+    found = dose_response(measured, doses, np.full(4, 3.0), own=0)
+    assert found["monotone"]
+    assert found["slope"]["nuclear_density"] == pytest.approx(1.0)
+    assert found["others"] == pytest.approx(0.2)
+    measured[0, 2] = np.nan
+    assert dose_response(measured, doses, np.full(4, 3.0), own=0)["slope"]["stain_ratio"] is None
+    assert not dose_response(measured[::-1], doses, np.full(4, 3.0), own=0)["monotone"]
 
 
 def test_swap_changes_tell_profile_from_noise():

@@ -224,9 +224,12 @@ def test_conditioning_is_measured_on_held_out_donors_with_controls(chain):
     run(
         measure_conditioning,
         "--checkpoint checkpoints/rna-gan_lung.model --config configs/gan_run_lung.json --mpp 1.0"
-        " --truth cohort/truth.csv --output conditioning/lung.json --sample_size 4",
+        " --truth cohort/truth.csv --output conditioning/lung.json --sample_size 4"
+        " --programs cohort/programs.csv",
     )
     content = json.loads((chain / "conditioning/lung.json").read_text())
     assert content["n_donors"] == 6
     assert set(content["factors"]["stain_ratio"]) == {"r", "r_shuffled", "r_zero", "r_class_mean"}
     assert content["profile_change"] > 0
+    assert set(content["dose_response"]) == set(content["factors"])
+    assert all(len(one["change"]["stain_ratio"]) == 5 for one in content["dose_response"].values())
