@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from report import expression, scores, tiles
+from report import dose, expression, scores, tiles
 from report.page import Entry, page_html
 from report.style import DPI, Drawn, MissingResult, look
 from runtime.checkpoint import versions
@@ -39,6 +39,7 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Drawn]]] = {
     "gan_history": ("Tiles", tiles.draw_history),
     "fid": ("Evaluation", scores.draw_fid),
     "conditioning": ("Evaluation", scores.draw_conditioning),
+    "dose_response": ("Evaluation", dose.draw_dose_response),
     "classifier": ("Evaluation", scores.draw_classifier),
     "betavae_history": ("Gene expression", expression.draw_history),
     "betavae_latents": ("Gene expression", expression.draw_latents),

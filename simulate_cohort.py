@@ -52,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder of the cohort")
     parser.add_argument("--seed", type=int, default=99)
     size = parser.add_argument_group("size")
-    size.add_argument("--donors", type=int, default=24, help="donors with slides (default 24)")
+    size.add_argument("--donors", type=int, default=96, help="donors with slides (default 96)")
     size.add_argument(
-        "--profiles", type=int, default=160, help="profiles per tissue, >= donors (default 160)"
+        "--profiles", type=int, default=400, help="profiles per tissue, >= donors (default 400)"
     )
     size.add_argument(
         "--genes", type=int, default=2000, help=f"{MIN_GENES} to {MAX_GENES} (default 2000)"
@@ -62,8 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--slide_px",
         type=int,
-        default=2048,
-        help="side of a slide at 0.5 um per pixel, a multiple of 256 (default 2048)",
+        default=1024,
+        help="side of a slide at 0.5 um per pixel, a multiple of 256 (default 1024)",
     )
     run = parser.add_argument_group("run")
     run.add_argument(

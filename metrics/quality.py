@@ -50,7 +50,10 @@ class QualityMeter:
 
     def measure(self, pixels: Tensor) -> Quality:
         """Return the quality of generated tiles, uint8 (N, H, W, 3)."""
-        features = self.features(pixels)
+        return self.measure_features(self.features(pixels))
+
+    def measure_features(self, features: np.ndarray) -> Quality:
+        """Return the quality of generated tiles from their features (N, F)."""
         return Quality(
             frechet_distance(self.real_features, features),
             polynomial_mmd(self.real_features, features),

@@ -11,10 +11,12 @@ BRIGHTNESS, SATURATION, CONTRAST, SHIFT = 0.2, 0.5, 0.3, 0.125
 
 def turned(images: Tensor, draw: torch.Generator) -> Tensor:
     """Return every image (N, 3, S, S) in one of its eight orientations: tissue has no up."""
-    turns = torch.randint(8, (len(images),), generator=draw).to(images.device)
-    choices = [torch.rot90(images, turn, (2, 3)) for turn in range(4)]
-    choices += [choice.flip(3) for choice in choices]
-    return torch.stack(choices)[turns, torch.arange(len(images), device=images.device)]
+    side = images.shape[-1]
+    places = torch.arange(side * side).view(side, side)
+    orientations = [torch.rot90(places, turn) for turn in range(4)]
+    orientations += [orientation.flip(1) for orientation in orientations]
+    turns = torch.randint(8, (len(images),), generator=draw)
+    return _rearranged(images, torch.stack(orientations)[turns])
 
 
 def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
@@ -29,7 +31,7 @@ def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
 
     Source: differentiable augmentation, Zhao et al. 2020 (arXiv 2006.10738), section 3.
     """
-    count, _, height, width = images.shape
+    count, (height, width) = len(images), images.shape[2:]
     by = (torch.rand(4, count, 1, 1, 1, generator=draw) * 2 - 1).to(images)
     images = images + BRIGHTNESS * by[0]
     grey = images.mean(dim=1, keepdim=True)
@@ -41,9 +43,14 @@ def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
         _mirrored(side, torch.randint(-reach, reach + 1, (count, 1), generator=draw))
         for side, reach in zip((height, width), reaches, strict=True)
     )
-    places = rows[:, :, None] * width + columns[:, None, :]  # (N, H, W)
-    places = places.flatten(1)[:, None].expand(-1, 3, -1).to(images.device)
-    return images.flatten(2).gather(2, places).view(count, 3, height, width)
+    return _rearranged(images, rows[:, :, None] * width + columns[:, None, :])
+
+
+def _rearranged(images: Tensor, places: Tensor) -> Tensor:
+    """Return images (N, C, H, W) whose pixels are those at `places` (N, H, W), row by row."""
+    count, channels = images.shape[:2]
+    places = places.flatten(1)[:, None].expand(-1, channels, -1).to(images.device)
+    return images.flatten(2).gather(2, places).view(images.shape)
 
 
 def _mirrored(side: int, shift: Tensor) -> Tensor:

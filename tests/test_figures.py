@@ -132,6 +132,13 @@ def write_results(folder: Path) -> None:
                 "nuclear_density": {"r": 0.8, "r_shuffled": 0.1, "r_zero": None},
                 "stain_ratio": {"r": 0.6, "r_shuffled": -0.1, "r_zero": None},
             },
+            "dose_response": {
+                "nuclear_density": {
+                    "doses": [-1.0, 0.0, 1.0],
+                    "change": {"nuclear_density": [0.0, 0.7, 1.5], "stain_ratio": [0.0, 0.1, None]},
+                    "monotone": True,
+                }
+            },
             "profile_change": 0.2,
             "noise_change": 0.4,
             "n_donors": 24,
@@ -218,6 +225,8 @@ def test_numbers_are_those_of_the_results(report):
     assert np.isnan(fid.floor[2])
     conditioning = pd.read_csv(folder / "figures" / "conditioning.csv")
     assert conditioning.r.tolist() == [0.8, 0.6]
+    dose = pd.read_csv(folder / "figures" / "dose_response.csv")
+    assert dose.change_sd.dropna().round(6).tolist() == [-0.7, 0.0, 0.8, -0.1, 0.0]
     sources = pd.read_csv(folder / "figures" / "generated_sources.csv")
     assert sources.run.tolist() == ["lung_SIM-1"]  # the external run has one source only
 
