@@ -37,9 +37,9 @@ def draw_dose_response(results: Path) -> Drawn:
                     for dose, value in zip(response["doses"], values, strict=True)
                 ]
             axis.axhline(0, color="black", linewidth=0.4)
-            axis.set_title(f"{model}: {program.replace('_', ' ')}", fontsize=7)
+            axis.set_title(program.replace("_um", "").replace("_", " "))
             axis.set_ylim(-4, 4)
-        row[0].set_ylabel("change of tiles, sd of donors")
+        row[0].set_ylabel(f"{model}\nchange of tiles, sd of donors")
     for axis in axes[-1]:
         axis.set_xlabel("dose of program, sd")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
