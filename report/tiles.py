@@ -30,11 +30,12 @@ def draw_history(results: Path) -> Drawn:
     paths = sorted(results.glob("checkpoints/**/*.history.csv"))
     if not paths:
         raise MissingResult("no checkpoints/**/*.history.csv: run histopathology_gan.py")
-    figure, axes = panels(len(paths), 2, 1.5 * len(paths) + 0.3)
+    histories = [read_table(path, HISTORY) for path in paths]
+    followed = any("fid" in history for history in histories)
+    figure, axes = panels(len(paths), 3 if followed else 2, 1.5 * len(paths) + 0.3)
     tables, seeds = [], set()
-    for row, path in zip(axes, paths, strict=True):
+    for row, path, history in zip(axes, paths, histories, strict=True):
         run = path.name.removesuffix(".history.csv")
-        history = read_table(path, HISTORY)
         seeds |= _seeds(path.with_name(f"{run}.run.json"))
         row[0].plot(history.step, history.critic_loss, LINES[0], label="critic")
         row[0].plot(history.step, history.generator_loss, LINES[1], label="generator")
@@ -44,6 +45,12 @@ def draw_history(results: Path) -> Drawn:
             row[1].set_title(f"{run}: gradient penalty")
         else:
             row[1].set_visible(False)
+        if "fid" in history:
+            measured = history.dropna(subset="fid")
+            row[2].plot(measured.step, measured.fid, marker=".", color="C0")
+            row[2].set_title(f"{run}: FID, held-out tiles")
+        elif followed:
+            row[2].set_visible(False)
         for axis in row:
             axis.set_xlabel("step")
         tables.append(history.assign(run=run))

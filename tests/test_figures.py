@@ -108,6 +108,7 @@ def write_results(folder: Path) -> None:
             gradient_penalty=[0.1, 0.2, 0.1],
             images_per_s=50.0,
             elapsed_s=[5.0, 10.0, 15.0],
+            **({"fid": [300.0, np.nan, 200.0]} if run == "rna-gan_lung" else {}),
         )
         write_json(folder / "checkpoints" / f"{run}.run.json", {"seed": 41})
         for epoch in epochs:
@@ -225,6 +226,8 @@ def test_numbers_are_those_of_the_results(report):
     assert np.isnan(fid.floor[2])
     conditioning = pd.read_csv(folder / "figures" / "conditioning.csv")
     assert conditioning.r.tolist() == [0.8, 0.6]
+    history = pd.read_csv(folder / "figures" / "gan_history.csv")
+    assert history[history.run == "rna-gan_lung"].fid.dropna().tolist() == [300.0, 200.0]
     dose = pd.read_csv(folder / "figures" / "dose_response.csv")
     assert dose.change_sd.dropna().round(6).tolist() == [-0.7, 0.0, 0.8, -0.1, 0.0]
     sources = pd.read_csv(folder / "figures" / "generated_sources.csv")
