@@ -90,6 +90,12 @@ def expression_recovery(
     return gene_correlations(read_expression(reader, test_features), test_log_expression)
 
 
+def log_per_million(expression: np.ndarray) -> np.ndarray:
+    """Return log1p of expression (N, G) >= 0 scaled to a million per sample, float64."""
+    totals = expression.sum(axis=1, keepdims=True, dtype=np.float64)
+    return np.log1p(expression * (1e6 / np.where(totals > 0, totals, 1)))
+
+
 def most_abundant(log_expression: np.ndarray, count: int = GENES) -> np.ndarray:
     """Return the columns of the `count` genes of highest mean, among (N, G), highest first."""
     return np.argsort(-log_expression.mean(axis=0), kind="stable")[:count]
