@@ -19,7 +19,7 @@ the training included, as published. The floor is between disjoint donors.
         --config configs/gan_run_lung.json --sample_size 600 --vae \\
         --vae_checkpoint checkpoints/betavae_training_tissues/model_dict_best.pt \\
         --patient1 GTEX-15RJ7-0625.svs
-    python3 fid.py --table configs/fid_table.json --output fid_results/table
+    python3 fid.py --table configs/fid_table.json --output fid_results
     python3 fid.py --checkpoint demo/checkpoints/gan_lung.model \\
         --config configs/demo/gan_run_lung.json --sample_size 32
 """
@@ -191,6 +191,8 @@ class Evaluation:
         )
         floor = self._floor(plan)
         notes = comparison_notes(numbers["tiles"], labels, args.sample_size)
+        if len(one.lossy() | two.lossy()) > 1:
+            notes.append("JPEG on one side only: that alone moves the FID")
         if floor is None and not args.no_floor:
             notes.append("no real-real floor: it needs tiles of two donors of the config's tissue")
         return {

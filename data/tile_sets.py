@@ -15,6 +15,7 @@ import numpy as np
 
 from data.pixels import IMAGE_SUFFIXES, resize_pixels
 from data.tiles import TileStore, open_tile_store
+from runtime.errors import UserError
 from runtime.files import sha256_of
 from runtime.seeds import numpy_generator
 
@@ -41,7 +42,7 @@ class StoredTiles:
         self, store: TileStore, slide: str, donor: str, image_px: int | None, label: str = ""
     ) -> None:
         self.store, self.slide, self.donor, self.image_px = store, slide, donor, image_px
-        self.label = label
+        self.label, self._shape = label, None
         self._identity = {"tiles": store_digest(store), "image_px": image_px}
 
     def __len__(self) -> int:
@@ -52,11 +53,20 @@ class StoredTiles:
         return self._identity
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield pixels uint8 (image_px, image_px, 3) of the tiles of these numbers, in order."""
-        tiles = (self.store.read(index) for index in indices)
-        if self.image_px is None:
-            return tiles
-        return (resize_pixels(tile, self.image_px) for tile in tiles)
+        """Yield pixels uint8 (image_px, image_px, 3) of the tiles of these numbers, in order.
+
+        Raises:
+            UserError: a tile is damaged, or of another size than the others.
+        """
+        for index in indices:
+            pixels = self.store.read(index)
+            self._shape = self._shape or pixels.shape
+            if pixels.shape != self._shape:
+                raise UserError(
+                    f"{self.store.path}: {self.store.names[index]} is of {pixels.shape}, another"
+                    f" tile of {self._shape}; tiles of two sizes cannot be one set"
+                )
+            yield pixels if self.image_px is None else resize_pixels(pixels, self.image_px)
 
     def label_of(self, index: int) -> str:
         """Return the class of a tile, or an empty string."""

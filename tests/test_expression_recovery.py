@@ -7,6 +7,7 @@ from metrics.expression_recovery import (
     expression_recovery,
     fit_expression_reader,
     gene_correlations,
+    log_per_million,
     most_abundant,
     read_expression,
     recovery_scores,
@@ -125,3 +126,11 @@ def test_samples_of_one_slide_are_resampled_together():
 def test_unusable_input_raises(features, expression, message):
     with pytest.raises(ValueError, match=message):
         fit_expression_reader(features, expression)
+
+
+def test_depth_of_sequencing_does_not_change_log_per_million():
+    counts = np.array([[1.0, 3.0, 0.0], [2.0, 6.0, 0.0], [0.0, 0.0, 0.0]])
+    found = log_per_million(counts)
+    assert found[0] == pytest.approx(np.log1p([250_000, 750_000, 0]))
+    assert np.array_equal(found[0], found[1])
+    assert not found[2].any()
