@@ -122,7 +122,7 @@ def measure(
             worse = [worsen(pixels, level) for pixels in tiles[half : 2 * half]]
             found[change].append((level, scores(real, features(f"{change} {level}", worse))))
     shares = [0.25, 0.5, 1.0][-steps:]
-    found["another tissue mixed in"] = [(0.0, none)]
+    found["tissue mixed in"] = [(0.0, none)]
     # Two modes, of which the generator drops one: both sets hold equally many tiles.
     both = np.concatenate([real[: half // 2], other[: half // 2]])
     rest = np.concatenate([clean[: half // 2], other[half // 2 :]])
@@ -130,7 +130,7 @@ def measure(
     for share in shares:
         count = int(share * half)
         mixed = np.concatenate([clean[count:], other[:count]])
-        found["another tissue mixed in"].append((share, scores(real, mixed)))
+        found["tissue mixed in"].append((share, scores(real, mixed)))
         count = int(share * (half // 2))
         kept = np.concatenate([clean[: half // 2 + count], other[half // 2 + count :]])
         found["mode dropped"].append((share, scores(both, kept)))
@@ -144,10 +144,11 @@ def draw(found: dict[str, list[tuple[float, dict[str, float]]]]) -> Figure:
         labels = [f"{level:g}" if level > 0 else "none" for level, _ in rows]
         for axis, (key, label) in zip(column, SHOWN.items(), strict=True):
             axis.plot(range(len(rows)), [values[key] for _, values in rows], marker="o")
-            axis.set_xticks(range(len(rows)), labels)
+            axis.set_xticks(range(len(rows)), labels, fontsize=7)
+            axis.margins(x=0.12, y=0.08)
             axis.set_ylim(bottom=min(0, *axis.get_ylim()))
             if key in ("coverage", "recall"):
-                axis.set_ylim(0, 1.05)
+                axis.set_ylim(-0.04, 1.05)
             if axis in axes[:, 0]:
                 axis.set_ylabel(label)
         column[0].set_title(change)

@@ -14,6 +14,7 @@ from report.scores import fid_matrix
 from report.style import DPI, look, picture_panels
 from runtime.files import atomic_path, write_csv, write_json, write_text
 
+SHEET_COLUMNS = 8
 COVERAGE = ("precision", "recall", "density", "coverage")
 
 
@@ -148,9 +149,11 @@ def closest_pairs(pictures: Sequence[Sequence[np.ndarray]], distances: Sequence[
         pictures: pairs of tiles uint8 (H, W, 3), generated and training.
         distances: of each pair, in feature units.
     """
-    rows = [[pair[side] for pair in pictures] for side in (0, 1)]
-    titles = [[f"{distance:.2f}" for distance in distances], [""] * len(distances)]
-    return picture_panels(rows, ["generated", "nearest training"], titles)
+    # Empty places keep the tiles of a short list as small as those of a full one.
+    missing = max(0, SHEET_COLUMNS - len(pictures))
+    rows = [[pair[side] for pair in pictures] + [None] * missing for side in (0, 1)]
+    titles = [f"{distance:.2f}" for distance in distances] + [""] * missing
+    return picture_panels(rows, ["generated", "nearest training"], [titles, [""] * len(titles)])
 
 
 def _markdown(frame: pd.DataFrame) -> list[str]:
