@@ -25,5 +25,6 @@ clean-demo:
 
 .venv/test-ready: .venv/ready requirements-test.txt
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
-	$(BIN)/python -m pip install --quiet --no-deps torchgan==0.1.0
+	$(BIN)/python -m pip install --quiet --no-deps torchgan==0.1.0 pytorch-fid==0.3.0 \
+	  torch-fidelity==0.4.0 prdc==0.2
 	touch $@

@@ -50,27 +50,12 @@ for tissue in brain lung; do
     --programs demo/cohort/programs.csv --mpp 1.0 --output demo/conditioning/$tissue.json
 done
 
-step "3 FID of the fifteen pairs"
+step "3 FID of the fifteen pairs, and one of them spelled out, with copies of training tiles looked for"
 L="--config configs/demo/gan_run_lung.json" B="--config configs/demo/gan_run_brain.json"
 V="--vae --vae_checkpoint $VAE"
-pair() {
-  python3 fid.py --sample_size 32 --draws 5 --cache demo/features --output demo/fid/"$@"
-}
-pair real_lung-gan_lung.json         --checkpoint $MODELS/gan_lung.model $L $V --patient1 $LUNG
-pair real_lung-rna-gan_lung.json     --checkpoint $MODELS/rna-gan_lung.model $L $V --patient1 $LUNG
-pair gan_lung-rna-gan_lung.json      --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/gan_lung.model $L $V --patient1 $LUNG
-pair real_brain-gan_lung.json        --checkpoint $MODELS/gan_lung.model $B
-pair real_brain-rna-gan_lung.json    --checkpoint $MODELS/rna-gan_lung.model $B $V --patient1 $BRAIN
-pair gan_brain-gan_lung.json         --checkpoint $MODELS/gan_lung.model --checkpoint2 $MODELS/gan_brain.model $B
-pair rna-gan_brain-gan_lung.json     --checkpoint $MODELS/rna-gan_brain.model --checkpoint2 $MODELS/gan_lung.model $B $V --patient1 $BRAIN
-pair rna-gan_lung-gan_brain.json     --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/gan_brain.model $L $V --patient1 $LUNG
-pair rna-gan_lung-rna-gan_brain.json --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/rna-gan_brain.model $L --config2 configs/demo/gan_run_brain.json $V --patient1 $LUNG --patient2 $BRAIN
-pair real_brain-gan_brain.json       --checkpoint $MODELS/gan_brain.model $B --patient1 $BRAIN
-pair real_brain-rna-gan_brain.json   --checkpoint $MODELS/rna-gan_brain.model $B $V --patient1 $BRAIN
-pair gan_brain-rna-gan_brain.json    --checkpoint $MODELS/rna-gan_brain.model --checkpoint2 $MODELS/gan_brain.model $B $V --patient1 $BRAIN
-pair real_lung-gan_brain.json        --checkpoint $MODELS/gan_brain.model $L
-pair real_lung-rna-gan_brain.json    --checkpoint $MODELS/rna-gan_brain.model $L $V --patient1 $LUNG
-pair real_lung-real_brain.json       --real $L --config2 configs/demo/gan_run_brain.json --patient1 $LUNG --patient2 $BRAIN
+python3 fid.py --table configs/demo/fid_table.json --sample_size 32 --draws 5 --cache demo/features --output demo/fid
+python3 fid.py --checkpoint $MODELS/rna-gan_lung.model --config configs/demo/gan_run_lung.json $V --patient1 $LUNG \
+  --sample_size 32 --draws 5 --copying 64 --cache demo/features --output demo/copying/rna-gan_lung.json
 
 step "4.1 Tiles of a patient: real, RNA-GAN and GAN side by side"
 python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/gan_lung.model $L --sample_size 64 $V --patient1 $LUNG --save_path demo/generated/patient_lung

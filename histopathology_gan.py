@@ -31,7 +31,7 @@ from tqdm import tqdm
 from data.expression import ExpressionTable
 from data.pixels import image_grid, images_to_pixels, pixels_to_images, write_png
 from data.training import TileBatches, TrainingTiles, epoch_order, read_training_tiles
-from metrics.features import find_network
+from metrics.networks import find_network
 from metrics.quality import QualityMeter
 from models.augmentation import augmented, turned
 from models.networks import GAN_TYPES, Networks

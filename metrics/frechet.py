@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+CHUNK = 4096  # samples that are centred at a time
+
 
 class Moments(NamedTuple):
     """Mean (F,) and covariance (F, F), float64, with 1 / (N - 1) normalisation."""
@@ -14,14 +16,61 @@ class Moments(NamedTuple):
     covariance: np.ndarray
 
 
+class RunningMoments:
+    """Mean and covariance of features that come in batches; the batches are not kept.
+
+    Args:
+        features: F.
+
+    Source: Chan, Golub and LeVeque 1979, the merging of two samples' sums of squares.
+    """
+
+    def __init__(self, features: int) -> None:
+        self.count = 0
+        self._mean = np.zeros(features)
+        self._scatter = np.zeros((features, features))
+
+    def add(self, batch: np.ndarray) -> None:
+        """Take in features (N, F), N at least 1.
+
+        Raises:
+            ValueError: another number of features, or a value that is not finite.
+        """
+        if batch.ndim != 2 or batch.shape[1] != len(self._mean):
+            raise ValueError(
+                f"features {batch.shape} and (N, {len(self._mean)}) do not go together"
+            )
+        _check_finite(batch)
+        batch = batch.astype(np.float64)
+        mean = batch.mean(axis=0)
+        shift, total = mean - self._mean, self.count + len(batch)
+        centred = batch - mean
+        self._scatter += centred.T @ centred
+        self._scatter += np.outer(shift, shift) * (self.count * len(batch) / total)
+        self._mean = self._mean + shift * (len(batch) / total)
+        self.count = total
+
+    def moments(self) -> Moments:
+        """Return mean and covariance of all batches.
+
+        Raises:
+            ValueError: fewer than two samples.
+        """
+        if self.count < 2:
+            raise ValueError(f"at least 2 samples are needed, found {self.count}")
+        return Moments(self._mean, self._scatter / (self.count - 1))
+
+
 def feature_moments(features: np.ndarray) -> Moments:
     """Return mean and covariance of features (N, F).
 
     Raises:
         ValueError: fewer than two samples, or a value that is not finite.
     """
-    mean, centred = _centre(features)
-    return Moments(mean, centred.T @ centred)
+    running = RunningMoments(features.shape[1])
+    for start in range(0, len(features), CHUNK):
+        running.add(features[start : start + CHUNK])
+    return running.moments()
 
 
 def frechet_distance(features1: np.ndarray, features2: np.ndarray) -> float:

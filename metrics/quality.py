@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.features import NetworkFile, load_network, prepare_images
 from metrics.frechet import frechet_distance
 from metrics.kernel import polynomial_mmd
+from metrics.networks import NetworkFile, load_network, prepare_images
 
 BATCH = 32
 
@@ -26,7 +26,7 @@ class QualityMeter:
     """Measures sets of tiles against the same real ones; keeps the network and their features.
 
     Args:
-        network: of `metrics.features.find_network`.
+        network: of `metrics.networks.find_network`.
         device: where the network runs.
         real: real tiles, uint8 (N, H, W, 3).
 

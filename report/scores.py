@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def draw_fid(results: Path) -> Drawn:
     pairs = [
         _checked(path, ("sets", "fid", "kid", "tiles", "network", "request")) for path in paths
     ]
+    return fid_matrix(pairs)
+
+
+def fid_matrix(pairs: Sequence[dict[str, Any]]) -> Drawn:
+    """Return the same of results of fid.py at hand."""
     numbers = pd.DataFrame([_fid_row(pair) for pair in pairs])
     networks = numbers.network.unique()
     figure, axes = panels(1, len(networks), 4.2)
@@ -45,7 +51,7 @@ def draw_fid(results: Path) -> Drawn:
         axis.set_title(f"FID, {network}")
     sizes = [count for pair in pairs for count in pair["tiles"]]
     draws = sorted({len(pair["fid"]["draws"]) for pair in pairs})
-    seeds = sorted({pair["request"]["seed"] for pair in pairs})
+    seeds = sorted({_seed(pair) for pair in pairs})
     caption = (
         "Frechet distance between tile sets, mean and standard deviation over"
         f" {', '.join(map(str, draws))} draws of {_range(sizes)} tiles a set; seed"
@@ -99,12 +105,17 @@ def _fid_row(pair: dict[str, Any]) -> dict[str, Any]:
         "floor_sd": _number(floor["fid"]["sd"]) if floor else np.nan,
         "network": pair["network"]["network"],
         "weights_sha256": pair["network"]["weights_sha256"],
-        "seed": pair["request"]["seed"],
+        "seed": _seed(pair),
     }
 
 
+def _seed(pair: dict[str, Any]) -> int:
+    request = pair["request"]
+    return request["runs"][0]["seed"] if "runs" in request else request["seed"]
+
+
 def _draw_matrix(axis: Axes, numbers: pd.DataFrame) -> None:
-    kinds = ("real", "GAN", "RNA-GAN")
+    kinds = ("real", "GAN", "RNA-GAN", "images")
     groups = sorted(
         {*numbers.group_1, *numbers.group_2, *numbers.floor_group} - {""},
         key=lambda group: (group.split(" ", 1)[1], kinds.index(group.split(" ", 1)[0])),

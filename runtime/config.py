@@ -205,7 +205,7 @@ class GANConfig(CohortConfig):
     grid_columns: PositiveInt = Field(default=8, description="tiles per row of the epoch grids")
 
 
-Config = TypeVar("Config", bound=CohortConfig)
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def load_config(family: type[Config], path: str | Path, **flags: Any) -> Config:
@@ -232,7 +232,7 @@ def unused_keys(config: CohortConfig) -> str:
     return f"keys without effect, as in the published code: {', '.join(found)}" if found else ""
 
 
-def _explain(family: type[CohortConfig], error: ValidationError) -> str:
+def _explain(family: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

@@ -8,9 +8,11 @@ import pytest
 
 from runtime.config import BetaVAEConfig, GANConfig, load_config, unused_keys
 from runtime.errors import UserError
+from runtime.fid_table import PairTable
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT / "configs").rglob("*.json"))
+TABLES = sorted((ROOT / "configs").rglob("fid_table.json"))
+FILES = sorted(set((ROOT / "configs").rglob("*.json")) - set(TABLES))
 READERS = {
     BetaVAEConfig: ["betaVAE_training", "betaVAE_interpolation", "betaVAE_sample"],
     GANConfig: ["histopathology_gan", "generate_tissue_images", "fid", "measure_conditioning"],
@@ -21,6 +23,11 @@ READERS = {
 def test_every_config_of_the_repository_loads(path):
     config = load_config(BetaVAEConfig if "betavae" in path.name else GANConfig, path)
     assert len(config.path_csv) == len(config.patch_data_path) or "demo" in path.parts
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_table_of_pairs_loads_and_names_fifteen(path):
+    assert len(set(load_config(PairTable, path).pairs)) == 15
 
 
 @pytest.mark.parametrize(

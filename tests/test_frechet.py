@@ -1,11 +1,17 @@
 """The Frechet distance equals its closed forms and the matrix square root, on both paths."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.linalg
+from pytorch_fid.fid_score import calculate_frechet_distance
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
+from metrics import frechet
 from metrics.frechet import (
     Moments,
+    RunningMoments,
     feature_moments,
     frechet_distance,
     frechet_distance_of_moments,
@@ -105,3 +111,49 @@ def test_distance_is_symmetric():
 def test_unusable_features_raise(one, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(one, np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("sizes", [[5, 1, 34], [40], [1] * 40])
+def test_streamed_moments_equal_those_of_all_features_at_once(sizes):
+    features = 100 + np.random.default_rng(7).normal(size=(40, 6))
+    running = RunningMoments(6)
+    for part in np.split(features, np.cumsum(sizes)[:-1]):
+        running.add(part)
+    found = running.moments()
+    np.testing.assert_allclose(found.mean, features.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(found.covariance, np.cov(features, rowvar=False), rtol=1e-10)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    draw = np.random.default_rng(8)
+    one, two = draw.normal(size=(90, 5)), draw.normal(size=(70, 5)) + 1
+    whole = frechet_distance(one, two)
+    monkeypatch.setattr(frechet, "CHUNK", 8)
+    assert frechet_distance(one, two) == pytest.approx(whole, rel=1e-12)
+
+
+def test_one_sample_or_other_features_cannot_be_streamed():
+    running = RunningMoments(3)
+    running.add(np.ones((1, 3)))
+    with pytest.raises(ValueError, match="2 samples"):
+        running.moments()
+    with pytest.raises(ValueError, match="do not go together"):
+        running.add(np.ones((2, 4)))
+    with pytest.raises(ValueError, match="finite"):
+        running.add(np.full((2, 3), np.inf))
+
+
+def test_distance_equals_pytorch_fid_and_torch_fidelity():
+    draw = np.random.default_rng(9)
+    mixing = draw.normal(size=(40, 40))
+    one, two = draw.normal(size=(200, 40)) @ mixing, draw.normal(size=(150, 40)) + 0.5
+    found = frechet_distance(one, two)
+    statistics = [(rows.mean(axis=0), np.cov(rows, rowvar=False)) for rows in (one, two)]
+    with warnings.catch_warnings():
+        # scipy announces the end of sqrtm's argument `disp`, which pytorch-fid gives.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        theirs = calculate_frechet_distance(*statistics[0], *statistics[1])
+    assert found == pytest.approx(theirs, rel=1e-6)
+    named = [dict(zip(("mu", "sigma"), pair, strict=True)) for pair in statistics]
+    other = fid_statistics_to_metric(*named, verbose=False)
+    assert found == pytest.approx(other["frechet_inception_distance"], rel=1e-6)

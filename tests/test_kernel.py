@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from metrics import kernel
 from metrics.kernel import kernel_distance, polynomial_kernel, polynomial_mmd
@@ -82,3 +84,14 @@ def test_large_sets_give_the_same_subsets_and_numbers_as_small_ones(monkeypatch)
 def test_unusable_features_raise(one, size, message):
     with pytest.raises(ValueError, match=message):
         kernel_distance(one, np.zeros((3, 4)), np.random.default_rng(0), subset_size=size)
+
+
+def test_kernel_distance_equals_torch_fidelity():
+    draw = np.random.default_rng(5)
+    one, two = draw.normal(size=(50, 30)), 1.2 * draw.normal(size=(50, 30)) + 0.3
+    found = kernel_distance(one, two, draw, subsets=3, subset_size=50).mean
+    theirs = kid_features_to_metric(
+        torch.from_numpy(one), torch.from_numpy(two),
+        kid_subsets=3, kid_subset_size=50, verbose=False,
+    )  # fmt: skip
+    assert found == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)

@@ -12,7 +12,9 @@ from data.tile_sets import (
     disjoint_donor_draws,
     donor_halves,
     draw_tiles,
+    open_images,
     store_digest,
+    stored_set,
 )
 from data.tiles import open_tile_store, write_tile_store
 
@@ -104,3 +106,25 @@ def test_digest_of_a_folder_changes_with_an_image(tmp_path):
     assert before == store_digest(open_tile_store(tmp_path))
     os.utime(tmp_path / "a.png", ns=(1, 1))
     assert store_digest(open_tile_store(tmp_path)) != before
+
+
+def test_folder_of_folders_is_one_source_a_class_and_a_zip_tells_classes_by_its_folders(tmp_path):
+    for label in ("lung", "brain"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for name in "abc":
+            Image.new("RGB", (8, 8)).save(tmp_path / "set" / label / f"{name}.png")
+    sources = open_images(tmp_path / "set", None)
+    assert [(source.label_of(0), len(source)) for source in sources] == [("brain", 3), ("lung", 3)]
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in sorted((tmp_path / "set").rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path / "set"))
+    (source,) = open_images(tmp_path / "set.zip", 4)
+    assert sorted(source.label_of(k) for k in range(6)) == ["brain"] * 3 + ["lung"] * 3
+    assert next(source.read([0])).shape == (4, 4, 3)
+
+
+def test_a_set_tells_whether_its_tiles_went_through_jpeg(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert stored_set("x", open_images(tmp_path, None), 5, 2, 1, {}).lossy() == {False}
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.JPG")
+    assert stored_set("x", open_images(tmp_path, None), 5, 2, 1, {}).lossy() == {False, True}

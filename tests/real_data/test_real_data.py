@@ -91,7 +91,7 @@ def test_rna_gan_on_matched_spots_generates_for_a_held_out_region(tmp_path, monk
     run(
         fid,
         "--checkpoint rna.model --config gan.json --vae --sample_size 8 --draws 2 --no_floor"
-        " --output fid.json",
+        " --allow_mixed_encoding --output fid.json",
     )
     value = json.loads(Path("fid.json").read_text())["fid"]["mean"]
     assert math.isfinite(value)

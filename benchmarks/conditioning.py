@@ -1,0 +1,219 @@
+"""Does the profile reach the tile? On the simulated cohort with known truth, and on HER2ST.
+
+Simulated: RNA-GANs of lung, brain and of both at 64 px, and the published formulation, measured on
+held-out donors by measure_conditioning.py. HER2ST: expression read back from tiles generated for
+held-out spots, by a ridge fitted on real training tiles, against real tiles, shuffled and zero
+profiles; FID against the unconditional model's; nuclear density of generated against real tiles.
+One JSON line per figure. Nothing else should run meanwhile.
+
+    python3 -m benchmarks.conditioning --part simulated --minutes 15 --work work
+    python3 -m benchmarks.conditioning --part her2st --minutes 12 --work work
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks import her2st
+from benchmarks.gan_quality import latents, train_ours
+from benchmarks.her2st import ROOT, run, write_config
+from data.pixels import image_grid, images_to_pixels, write_png
+from data.tiles import TileDataset
+from metrics.expression_recovery import (
+    fit_expression_reader,
+    most_abundant,
+    read_expression,
+    recovery_scores,
+)
+from metrics.morphology import morphology_per_tile
+from metrics.networks import find_network
+from metrics.quality import QualityMeter
+from models.networks import load_generator
+from models.sampling import sample_images
+from models.wgan_vae import Conditioning
+from runtime.checkpoint import load_checkpoint
+from runtime.files import read_json
+from runtime.seeds import numpy_generator
+
+TISSUES = ("lung", "brain")
+ABUNDANT = 250
+HER2ST_MPP = 0.683 * 256 / 64  # 200 um of the array are 293 px of the original
+
+
+def report(figure: str, ours: float, **more) -> None:
+    """Print one figure as a JSON line."""
+    print(json.dumps({"figure": figure, "ours": ours} | more), flush=True)
+
+
+def simulated_cohort(work: Path) -> None:
+    """Make cohort, tables, tiles and betaVAE as the demonstration does; finished parts are kept."""
+    run(work, "simulate_cohort.py --output demo/cohort --seed 99")
+    for tissue in TISSUES:
+        run(
+            work,
+            f"prepare_expression.py --input demo/cohort/expression/{tissue}_counts.csv.gz"
+            f" --tissue {tissue} --slides demo/cohort/slides/{tissue}"
+            f" --output demo/expression/{tissue}.csv",
+        )
+        run(
+            work,
+            f"extract_tiles.py --slide_path demo/cohort/slides/{tissue}"
+            f" --patch_path demo/tiles/{tissue} --tile_px 64 --mpp 1.0",
+        )
+    run(work, f"betaVAE_training.py --seed 99 --config {ROOT}/configs/demo/betavae_tissues.json")
+
+
+def published_keys() -> dict:
+    """Return the keys in which the published RNA-GAN's recipe differs from ours."""
+    ours = read_json(ROOT / "configs/gan_run_lung.json")
+    published = read_json(ROOT / "configs/published/rna-gan_run_lung.json")
+    shape = ("step_channels", "latent_dim", "precision")
+    return {key: value for key, value in published.items() if key not in {*ours, *shape}}
+
+
+def measure_simulated(work: Path, minutes: float, seeds: list[int]) -> None:
+    """Train and measure on the simulated cohort."""
+    simulated_cohort(work)
+    base = {tissue: read_json(ROOT / f"configs/demo/gan_run_{tissue}.json") for tissue in TISSUES}
+    both = base["lung"] | {
+        key: base["lung"][key] + base["brain"][key] for key in ("path_csv", "patch_data_path")
+    }
+    runs = [(tissue, base[tissue], "relativisticvae", [tissue]) for tissue in TISSUES]
+    runs += [("both", both, "relativisticvae", list(TISSUES))]
+    runs += [("published lung", base["lung"] | published_keys(), "wganvae", ["lung"])]
+    for seed in seeds:
+        for name, keys, loss_type, tissues in runs:
+            label = f"{name.replace(' ', '-')}_{seed}"
+            config = write_config(work, label, keys | {"metrics_every": 0, "grid_every": 10})
+            run(
+                work,
+                f"histopathology_gan.py --config {config} --seed {seed} --loss_type {loss_type}"
+                f" --num_epochs 100000 --max_minutes {minutes} --image_dir images/{label}"
+                f" --model_dir models/{label}",
+            )
+            for tissue in tissues:
+                own = write_config(work, f"{tissue}_table", base[tissue])
+                output = work / f"conditioning/{label}_{tissue}.json"
+                run(
+                    work,
+                    f"measure_conditioning.py --checkpoint models/{label}.model --config {own}"
+                    " --truth demo/cohort/truth.csv --programs demo/cohort/programs.csv --mpp 1.0"
+                    f" --output {output}",
+                )
+                report_simulated(f"{name}, {tissue}, seed {seed}", read_json(output))
+
+
+def report_simulated(label: str, found: dict) -> None:
+    """Print the figures of one measured model."""
+    means = found["mean"]
+    report(f"mean r over factors: {label}", **_named(means["r"]), target=0.8)
+    for control in ("r_shuffled", "r_zero", "r_class_mean"):
+        report(f"{control}: {label}", **_named(means[control]), target="|r| <= 0.15")
+    doses = found["dose_response"].values()
+    report(f"monotone programs of {len(doses)}: {label}", sum(d["monotone"] for d in doses))
+    change = {key: found[key] for key in ("profile_change", "noise_change")}
+    report(f"change with profile, with noise: {label}", found["profile_change"], **change)
+
+
+def _named(score: dict) -> dict:
+    return {"ours": score["r"], "low": score["low"], "high": score["high"]}
+
+
+def measure_her2st(work: Path, minutes: float, seeds: list[int]) -> None:
+    """Train on three sections of HER2ST and measure on the fourth."""
+    spots = her2st.prepare(work)
+    run(work, f"betaVAE_training.py --config {write_config(work, 'vae', her2st.BETAVAE)}")
+    held_out = spots.held_out.to_numpy()
+    tiles = TileDataset([work / "tiles" / name for name in spots.wsi_file_name], None, 64)
+    pixels = torch.stack([tiles[number][0] for number in range(len(tiles))])
+    meter = QualityMeter(find_network("inception"), torch.device("cpu"), pixels[held_out])
+    logged = np.log1p(her2st.expression(work))
+    genes = most_abundant(logged[~held_out], ABUNDANT)
+    training = meter.features(pixels[~held_out])
+    reader = fit_expression_reader(training, logged[~held_out][:, genes])
+    for seed in seeds:
+        train_ours(work, "rna dcgan", minutes, seed)
+        plain = meter.measure(train_ours(work, "dcgan", minutes, seed)).fid
+        gan = load_checkpoint(work / f"models/rna-dcgan_{seed}.model", "gan")
+        generator = load_generator(gan, torch.device("cpu"))
+        conditioning, mu = Conditioning.from_checkpoint(gan["conditioning"]), latents(work)
+        zero = conditioning.mean.expand(int(held_out.sum()), -1)
+        shuffled = numpy_generator(seed, "shuffle").permutation(np.flatnonzero(held_out))
+        given = {"generated": mu[held_out], "shuffled": mu[shuffled], "zero": zero}
+        made = {
+            name: images_to_pixels(
+                torch.stack(
+                    [
+                        image
+                        for _, image in sample_images(
+                            generator, seed, range(len(profile)), conditioning, profile
+                        )
+                    ]
+                )
+            )
+            for name, profile in given.items()
+        }
+        features = {name: meter.features(part) for name, part in made.items()}
+        features["real"] = meter.real_features
+        read = {name: read_expression(reader, part) for name, part in features.items()}
+        scores = recovery_scores(
+            read, logged[held_out][:, genes], numpy_generator(seed, "bootstrap"),
+            spots.region[held_out].tolist(),
+        )  # fmt: skip
+        real = scores["real"]["median_r"]
+        for name, score in scores.items():
+            ratio = {"ratio": score["median_r"] / real, "target": 2} if name == "generated" else {}
+            report(
+                f"HER2ST median r of {ABUNDANT} genes, {name}, seed {seed}",
+                score["median_r"], interval=score["interval"], **ratio,
+            )  # fmt: skip
+        fid = meter.measure_features(features["generated"]).fid
+        report(f"HER2ST FID conditional, seed {seed}", fid, peer=plain, ratio=fid / plain, target=1)
+        density = [
+            morphology_per_tile(part.numpy(), HER2ST_MPP).nuclear_density
+            for part in (made["generated"], pixels[held_out])
+        ]
+        regions = pd.DataFrame(
+            {"region": spots.region[held_out], "made": density[0], "real": density[1]}
+        )
+        means = regions.groupby("region").mean()
+        r, low, high = correlation_interval(means, seed)
+        report(f"HER2ST nuclear density by region, seed {seed}", r, low=low, high=high)
+        write_png(work / f"rna_{seed}.png", image_grid(made["generated"][:64].numpy(), 8))
+
+
+def correlation_interval(pairs: pd.DataFrame, seed: int) -> tuple[float, float, float]:
+    """Return Pearson's r of two columns and its 95 % bootstrap interval over rows."""
+    pairs = pairs.dropna()
+    draw = numpy_generator(seed, "density")
+    drawn = [
+        pairs.iloc[draw.integers(len(pairs), size=len(pairs))].corr().iloc[0, 1]
+        for _ in range(1000)
+    ]
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return float(pairs.corr().iloc[0, 1]), float(low), float(high)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--part", choices=("simulated", "her2st"), required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="training of each model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--work", help="folder that keeps models and pictures")
+    args = parser.parse_args(argv)
+    work = Path(args.work or tempfile.mkdtemp()).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    measure = {"simulated": measure_simulated, "her2st": measure_her2st}[args.part]
+    measure(work, args.minutes, args.seeds)
+
+
+if __name__ == "__main__":
+    main()

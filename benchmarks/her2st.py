@@ -1,0 +1,84 @@
+"""HER2ST as a cohort of spots: one profile and one tile each, section C4 held out.
+
+Source: Andersson et al. 2021 (doi 10.1038/s41467-021-26271-2); 834 spots of four sections.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.expression import read_cohort
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data" / "matched" / "her2st"
+HELD_OUT = "C4"
+GENES = 1000  # the most abundant in the training sections; the rest is mostly zeros
+VALIDATION = 8  # every so many training regions choose the betaVAE's best epoch
+SPLIT = {"split_path": "split.csv", "path_csv": ["spots.csv"], "rna_features": GENES}
+BETAVAE = SPLIT | {
+    "hidden_dims": [512, 256], "latent_dim": 16, "dropout": 0.2, "beta": 0.005, "lr": 0.001,
+    "batch_size": 64, "num_epochs": 100, "save_dir": "betavae",
+}  # fmt: skip
+# Few tiles and minutes: small networks, strong augmentation, lazy penalty, fast average.
+GAN = SPLIT | {
+    "patch_data_path": ["tiles"], "img_size": 64, "n_workers": 0, "step_channels": 32,
+    "latent_dim": 64, "noise_dim": 48, "tiles_per_step": 32, "generator_lr": 2e-4,
+    "critic_lr": 2e-4, "adam_betas": [0.5, 0.99], "ema_decay": 0.998, "augment": "full",
+    "penalty_interval": 8, "zero_centred_penalty": 0.5, "grid_every": 20,
+    "vae_checkpoint": "betavae/model_dict_best.pt", "train_partitions": ["train", "val"],
+}  # fmt: skip
+
+
+def prepare(folder: Path) -> pd.DataFrame:
+    """Write table, split and tile folders of the spots; return them, a row each, in table order.
+
+    Returns:
+        columns wsi_file_name, section, region, held_out (bool).
+    """
+    counts = pd.read_csv(DATA / "spot_counts.csv.gz")
+    spots = pd.read_csv(DATA / "spots.csv").set_index("wsi_file_name").loc[counts.wsi_file_name]
+    spots = spots.reset_index()
+    spots["held_out"] = spots.section == HELD_OUT
+    genes = [name for name in counts.columns if name.startswith("rna_")]
+    expression = counts[genes].to_numpy(np.float64)
+    expression *= 1e4 / expression.sum(axis=1, keepdims=True)
+    top = np.argsort(-expression[~spots.held_out].mean(axis=0))[:GENES]
+    table = pd.DataFrame(expression[:, top], columns=[genes[column] for column in top])
+    about = spots[["wsi_file_name"]].assign(tissue="breast", donor=spots.region)
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.concat([about, table], axis=1).to_csv(folder / "spots.csv", index=False, float_format="%.6g")
+    regions = spots.drop_duplicates("region").sort_values("region")
+    partition = np.where(np.arange(len(regions)) % VALIDATION == 0, "val", "train")
+    partition = np.where(regions.held_out, "test", partition)
+    pd.DataFrame({"donor": regions.region, "partition": partition}).to_csv(
+        folder / "split.csv", index=False
+    )
+    for name, tile in zip(spots.wsi_file_name, spots.tile, strict=True):
+        place = folder / "tiles" / name / Path(tile).name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            place.symlink_to(DATA / tile)
+    return spots[["wsi_file_name", "section", "region", "held_out"]]
+
+
+def expression(folder: Path) -> np.ndarray:
+    """Return expression float32 (N, GENES) of the spots, per ten thousand, in table order."""
+    return read_cohort([str(folder / "spots.csv")]).expression
+
+
+def write_config(folder: Path, name: str, keys: dict) -> str:
+    """Write a JSON config into the folder; return its name."""
+    (folder / f"{name}.json").write_text(json.dumps(keys, indent=2))
+    return f"{name}.json"
+
+
+def run(folder: Path, command: str) -> None:
+    """Run `<script>.py <options>` of this project in the folder, as a user would."""
+    script, *options = command.split()
+    subprocess.run([sys.executable, str(ROOT / script), *options], cwd=folder, check=True)
