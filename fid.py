@@ -39,16 +39,19 @@ import torch
 from tqdm import tqdm
 
 from data.cohort import Cohort, Profiles
+from data.morphology_truth import read_factors, read_programs
 from data.pixels import images_to_pixels
+from data.splits import untrained_rows
 from data.tile_sets import Tiles, TileSet, disjoint_donor_draws, open_images, stored_set
 from metrics.comparison import KID_SUBSETS, comparison_notes
+from metrics.conditioning import FACTORS, measure_conditioning
 from metrics.evaluation import combine_runs, compare_tiles, copying_of, recovery_of
 from metrics.expression_recovery import log_per_million
 from metrics.features import BATCH_SIZE, FeatureExtractor
 from metrics.frechet_resampling import RESAMPLES
 from metrics.networks import INPUT_RULES, find_network
-from models.generated_tiles import GeneratedTiles
-from report.evaluation import closest_pairs, result_lines, save_table
+from models.generated_tiles import GeneratedTiles, profile_images
+from report.evaluation import closest_pairs, conditioning_lines, result_lines, save_table
 from report.style import DPI, look
 from runtime.checkpoint import check_betavae, check_genes, load_checkpoint, versions
 from runtime.config import GANConfig, load_config
@@ -57,6 +60,7 @@ from runtime.errors import UserError, run_script
 from runtime.fid_table import Pair, PairTable, check_pair
 from runtime.files import atomic_path, read_json, sha256_of, write_json
 
+CONDITIONING_TILES = 16  # per held-out donor
 FLOOR_SAMPLES = 4  # samples of tiles the floor is made of, so that its halves mostly hold one each
 
 
@@ -98,6 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     protocol.add_argument(
         "--expression_recovery", type=int, metavar="N", help="read from N tiles per slide"
     )
+    truth = parser.add_argument_group("conditioning, against true factors of held-out donors")
+    truth.add_argument("--truth", help="CSV: slide, sample and factor columns")
+    truth.add_argument("--programs", help="CSV for the dose response: gene_id, program, weight")
+    truth.add_argument("--mpp", type=float, help="um per pixel of the tiles")
     network = parser.add_argument_group("feature network")
     network.add_argument(
         "--features",
@@ -161,6 +169,8 @@ class Evaluation:
             )
         if args.copying or args.expression_recovery:
             self._slides(pair, two.draws[0][0][0])
+        if args.truth:
+            self._truth(pair, two.draws[0][0][0])
         floor = self._floor_set(pair, one, seed)
         request = {
             "sets": [one.identity, two.identity],
@@ -174,6 +184,7 @@ class Evaluation:
             "precision": args.precision,
             "copying": args.copying,
             "expression_recovery": args.expression_recovery,
+            "truth": [args.mpp] + [sha256_of(f) for f in (args.truth, args.programs) if f],
         }
         return Plan(pair, seed, one, two, floor, request)
 
@@ -261,6 +272,42 @@ class Evaluation:
         return recovery_of(
             self.extractor, real(sides[0]), logged[0], conditions, logged[1], donors, plan.seed
         )
+
+    def conditioning(self, plan: Plan) -> dict[str, Any]:
+        """Return whether tiles follow the profiles of held-out donors with known factors."""
+        model, args = plan.two.draws[0][0][0], self.args
+        rows, held_out, truth, programs = self._truth(plan.pair, model)
+        config, cohort = self.cohort(plan.pair.config)
+        path = self._find_betavae(plan.pair.checkpoint, model.checkpoint, plan.pair, config)
+        betavae = load_checkpoint(path, "betavae")
+        sample = profile_images(model.checkpoint, betavae, plan.seed, self.device)
+        expression = cohort.table.expression
+        return measure_conditioning(
+            lambda *given: images_to_pixels(sample(*given)).numpy(),
+            expression[rows],
+            truth[rows],
+            expression[~held_out].mean(axis=0),
+            programs,
+            args.mpp,
+            CONDITIONING_TILES,
+            plan.seed,
+        )
+
+    def _truth(self, pair: Pair, model: GeneratedTiles) -> tuple[np.ndarray, ...]:
+        """Return rows of held-out donors with known factors, who is held out, factors, programs."""
+        if not pair.config or not self.args.mpp or model.expression is None:
+            raise UserError("--truth needs an RNA-GAN, --config and --mpp")
+        config, cohort = self.cohort(pair.config)
+        table, genes = cohort.table, model.checkpoint["genes"]
+        path = self._find_betavae(pair.checkpoint, model.checkpoint, pair, config)
+        split = load_checkpoint(path, "betavae")["split"]
+        truth = read_factors(self.args.truth, table.names, FACTORS)
+        held_out = untrained_rows(table, split, model.checkpoint["train_slides"])
+        rows = np.flatnonzero(held_out & np.isfinite(truth).all(axis=1))
+        if len(rows) < 4:
+            raise UserError(f"{self.args.truth}: {len(rows)} held-out donors in it; 4 are needed")
+        file = self.args.programs
+        return rows, held_out, truth, read_programs(file, genes, FACTORS) if file else {}
 
     def _cohort(self, path: str) -> tuple[GANConfig, Cohort]:
         config = load_config(GANConfig, path)
@@ -444,6 +491,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("copying", "expression_recovery"):
         if getattr(args, name) is not None and getattr(args, name) < 2:
             raise UserError(f"--{name} {getattr(args, name)}: at least 2 tiles are needed")
+    for name in ("copying", "expression_recovery", "truth"):
         if getattr(args, name) and (args.table or not args.checkpoint or args.checkpoint2):
             raise UserError(f"--{name} is of one model: name one --checkpoint, and no --table")
     if (args.replicates or args.against) and (not args.checkpoint or args.checkpoint2):
@@ -524,12 +572,16 @@ def main(argv: list[str] | None = None) -> None:
             result |= {"request": requests[0]}
         if args.copying:
             result["copying"] = evaluation.copying(plans[0], output.with_suffix(".copies.png"))
+        if args.truth:
+            result["conditioning"] = evaluation.conditioning(plans[0])
         if args.expression_recovery:
             result["expression_recovery"] = evaluation.expression_recovery(plans[0])
         write_json(output, result)
         results = [result]
     for line in result_lines(results[0]):
         print(line)
+    if "conditioning" in results[0]:
+        print("\n".join(conditioning_lines(results[0]["conditioning"])))
     print(f"{output}: up to date, nothing computed" if known else output)
 
 

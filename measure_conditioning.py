@@ -18,35 +18,21 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import torch
-from tqdm import tqdm
 
 from data.expression import match_genes, read_cohort
+from data.morphology_truth import read_factors, read_programs
 from data.pixels import images_to_pixels
-from metrics.conditioning import (
-    FACTORS,
-    conditioning_scores,
-    dose_response,
-    mean_scores,
-    swap_changes,
-)
-from metrics.morphology import morphology_of_tiles
-from models.networks import load_generator
-from models.profiles import ProfileEncoder
-from models.sampling import sample_images
-from models.wgan_vae import Conditioning
+from data.splits import untrained_rows
+from metrics.conditioning import FACTORS, measure_conditioning
+from models.generated_tiles import profile_images
+from report.evaluation import conditioning_lines
 from runtime.checkpoint import check_betavae, load_checkpoint
 from runtime.config import GANConfig, load_config
 from runtime.device import choose_device
 from runtime.errors import UserError, run_script
-from runtime.files import require_file, sha256_of, write_json
+from runtime.files import sha256_of, write_json
 from runtime.run import already_done, start_log
-from runtime.seeds import numpy_generator, seed_everything
-
-SWAPPED = 8  # profiles and noises of the swap measurement
-DOSES = np.arange(-2.0, 3.0)  # standard deviations of a program's activity
-DOSED = 16  # profiles that are moved
+from runtime.seeds import seed_everything
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,33 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device")
     parser.add_argument("--overwrite", action="store_true", help="replace another command's result")
     return parser
-
-
-def true_factors(path: str, names: list[str]) -> pd.DataFrame:
-    """Return the factor columns of a truth table, a row per name, NaN where it has none."""
-    frame = pd.read_csv(require_file(path, "truth table"), keep_default_na=False)
-    missing = {"slide", "sample", *FACTORS} - set(frame.columns)
-    if missing:
-        raise UserError(f"{path}: column {sorted(missing)[0]} is missing")
-    frame["name"] = frame.slide.where(frame.slide != "", frame["sample"])
-    return frame.set_index("name")[list(FACTORS)].astype(float).reindex(names)
-
-
-def read_programs(path: str, genes: list[str]) -> dict[str, np.ndarray]:
-    """Return the weights (G,) of each program that is named after a factor."""
-    frame = pd.read_csv(require_file(path, "gene programs"))
-    missing = {"gene_id", "program", "weight"} - set(frame.columns)
-    if missing:
-        raise UserError(f"{path}: column {sorted(missing)[0]} is missing")
-    frame["gene"] = frame.gene_id.str.split(".").str[0]
-    order = [gene.split(".")[0] for gene in genes]
-    programs = {
-        name: part.groupby("gene").weight.sum().reindex(order, fill_value=0.0).to_numpy()
-        for name, part in frame[frame.program.isin(FACTORS)].groupby("program")
-    }
-    if not any(weights.any() for weights in programs.values()):
-        raise UserError(f"{path}: no program named {', '.join(FACTORS)} with genes of the model")
-    return programs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,92 +80,35 @@ def main(argv: list[str] | None = None) -> None:
 
     # Data: donors that neither the betaVAE nor the RNA-GAN was trained on
     table = read_cohort(config.path_csv)
-    encoder = ProfileEncoder.from_checkpoint(load_checkpoint(vae_path, "betavae"), device)
-    factors = true_factors(args.truth, table.names)
-    held_out = [encoder.split.get(donor) == "test" for donor in table.donors]
-    rows = np.flatnonzero(np.array(held_out) & factors.notna().all(axis=1).to_numpy())
+    betavae = load_checkpoint(vae_path, "betavae")
+    truth = read_factors(args.truth, table.names, FACTORS)
+    programs = read_programs(args.programs, gan["genes"], FACTORS) if args.programs else {}
+    held_out = untrained_rows(table, betavae["split"], gan["train_slides"])
+    rows = np.flatnonzero(held_out & np.isfinite(truth).all(axis=1))
     if len(rows) < 4:
         raise UserError(
             f"{args.truth}: {len(rows)} held-out donors with true factors; 4 are needed"
         )
     expression = match_genes(table, gan["genes"])[0]
-    mu = encoder.mu(expression)
-    programs = read_programs(args.programs, gan["genes"]) if args.programs else {}
-    conditioning = Conditioning.from_checkpoint(gan["conditioning"])
-    generator = load_generator(gan, device)
+    sample = profile_images(gan, betavae, args.seed, device)
 
-    def tiles(profile: torch.Tensor, first: int, count: int) -> np.ndarray:
-        indices = range(first, first + count)
-        images = [
-            image
-            for _, image in sample_images(generator, args.seed, indices, conditioning, profile)
-        ]
-        return images_to_pixels(torch.stack(images)).numpy()
-
-    # Tiles and their morphology, own profile and controls
-    shuffled = rows.copy()
-    while (shuffled == rows).any():
-        shuffled = numpy_generator(args.seed, "shuffle", *shuffled.tolist()).permutation(rows)
-    zero = encoder.mu(np.zeros((1, len(gan["genes"])), np.float32))[0]
-    given = {
-        "r": mu[rows],
-        "r_shuffled": mu[shuffled],
-        "r_zero": zero.expand(len(rows), -1),
-        "r_class_mean": conditioning.mean.expand(len(rows), -1),
-    }
-    measured = {name: [] for name in given}
-    for number in tqdm(range(len(rows)), unit="donor", desc="conditioning"):
-        for name, profiles in given.items():
-            pixels = tiles(profiles[number], number * args.sample_size, args.sample_size)
-            measured[name].append(morphology_of_tiles(pixels, args.mpp))
-
-    # Dose response: the same profiles and noise, one program moved
-    spread = factors.to_numpy()[held_out].std(axis=0)
-    doses = {}
-    for name, weights in tqdm(programs.items(), unit="program", desc="dose response"):
-        moved = [
-            encoder.mu(expression[rows[:DOSED]] * np.exp(dose * weights, dtype=np.float32))
-            for dose in DOSES
-        ]
-        measures = []
-        for profiles in moved:
-            parts = [
-                tiles(profile, number * args.sample_size, args.sample_size)
-                for number, profile in enumerate(profiles)
-            ]
-            measures.append(morphology_of_tiles(np.concatenate(parts), args.mpp))
-        doses[name] = dose_response(np.array(measures), DOSES, spread, FACTORS.index(name))
+    # Tiles and their morphology, own profile and controls; dose response
+    content = measure_conditioning(
+        lambda *given: images_to_pixels(sample(*given)).numpy(),
+        expression[rows],
+        truth[rows],
+        expression[~held_out].mean(axis=0),
+        programs,
+        args.mpp,
+        args.sample_size,
+        args.seed,
+    )
 
     # Results
-    truth = factors.iloc[rows].to_numpy()  # (donors, factors)
-    measured = {name: np.array(values) for name, values in measured.items()}
-    scores = conditioning_scores(truth, measured)
-    means = mean_scores(truth, measured, numpy_generator(args.seed, "bootstrap"))
-    swapped = np.stack([tiles(profile, 0, SWAPPED) for profile in mu[rows[:SWAPPED]]])
-    profile_change, noise_change = swap_changes(swapped)
-    content = {
-        "factors": scores,
-        "mean": means,
-        "dose_response": doses,
-        "profile_change": profile_change,
-        "noise_change": noise_change,
-        "n_donors": len(rows),
-        "tiles_per_donor": args.sample_size,
-        "seed": args.seed,
-        "checkpoint": {"path": args.checkpoint, "sha256": sha256_of(args.checkpoint)},
-    }
-    write_json(args.output, content)
+    checkpoint = {"path": args.checkpoint, "sha256": sha256_of(args.checkpoint)}
+    write_json(args.output, content | {"seed": args.seed, "checkpoint": checkpoint})
     write_json(record, request)
-    for factor, values in scores.items():
-        print(f"{factor}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
-    for name, value in means.items():
-        if value["r"] is not None:
-            print(f"mean {name} {value['r']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
-    for name, value in doses.items():
-        kind = "monotone" if value["monotone"] else "not monotone"
-        own, others = value["slope"][name], value["others"]
-        print(f"dose of {name}: {kind}, slope {own}, other factors at most {others}")
-    print(f"profile swapped: {profile_change:.2f} of 255; noise swapped: {noise_change:.2f} of 255")
+    print("\n".join(conditioning_lines(content)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ GENES = 1000  # the most abundant in the training sections; the rest is mostly z
 VALIDATION = 8  # every so many training regions choose the betaVAE's best epoch
 SPLIT = {"split_path": "split.csv", "path_csv": ["spots.csv"], "rna_features": GENES}
 BETAVAE = SPLIT | {
-    "hidden_dims": [512, 256], "latent_dim": 16, "dropout": 0.2, "beta": 0.005, "lr": 0.001,
+    "hidden_dims": [1024], "latent_dim": 16, "dropout": 0.2, "beta": 0.002, "lr": 0.001,
     "batch_size": 64, "num_epochs": 100, "save_dir": "betavae",
 }  # fmt: skip
 # Few tiles and minutes: small networks, strong augmentation, lazy penalty, fast average.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from data.expression import ExpressionTable
 from runtime.errors import UserError
 from runtime.files import atomic_path
 from runtime.seeds import numpy_generator
@@ -70,3 +72,18 @@ def load_split(path: str | Path, donors: Iterable[str], seed: int) -> dict[str, 
             rows = sorted(split.items())
             pd.DataFrame(rows, columns=["donor", "partition"]).to_csv(temporary, index=False)
     return {donor: split[donor] for donor in sorted(donors)}
+
+
+def untrained_rows(
+    table: ExpressionTable, split: dict[str, str], train_slides: Iterable[str]
+) -> np.ndarray:
+    """Return which rows (N,) bool are of donors that no network has seen.
+
+    Args:
+        table: N profiles.
+        split: the betaVAE's partition of each donor; "test" ones are unseen.
+        train_slides: slides whose tiles a GAN was trained on.
+    """
+    slides = set(train_slides)
+    seen = {donor for donor, name in zip(table.donors, table.names, strict=True) if name in slides}
+    return np.array([split.get(donor) == "test" and donor not in seen for donor in table.donors])

@@ -2,13 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
+
+from metrics.morphology import morphology_of_tiles
+from runtime.seeds import numpy_generator
 
 # The order of metrics.morphology.Morphology.
 FACTORS = ("nuclear_density", "nuclear_diameter_um", "stain_ratio", "airspace_fraction")
 RESAMPLES = 1000
+SWAPPED = 8  # profiles and noises of the swap measurement
+DOSES = np.arange(-2.0, 3.0)  # standard deviations of a program's activity
+DOSED = 16  # profiles that are moved
+
+TileMaker = Callable[[np.ndarray, int, int], np.ndarray]
+
+
+def measure_conditioning(
+    tiles: TileMaker,
+    expression: np.ndarray,
+    truth: np.ndarray,
+    class_mean: np.ndarray,
+    programs: Mapping[str, np.ndarray],
+    mpp: float,
+    tiles_per_donor: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return whether generated tiles follow the profiles of held-out donors, ready for JSON.
+
+    Args:
+        tiles: returns tiles uint8 (count, H, W, 3) of a profile (G,), numbered from `first` on:
+            the same number has the same noise.
+        expression: (donors, G) >= 0, of donors that no network was trained on.
+        truth: (donors, factors), in the order of FACTORS.
+        class_mean: (G,), the mean profile of the training donors.
+        programs: name of a factor to log fold changes (G,) per standard deviation; may be empty.
+        mpp: um per pixel of the tiles.
+        tiles_per_donor: how many are measured.
+        seed: of the shuffle and the bootstrap.
+
+    Returns:
+        `factors` (`conditioning_scores`), `mean` (`mean_scores`), each for the donor's own profile
+        ("r"), another donor's, zero and class-mean ones; `dose_response` of each program;
+        `profile_change` and `noise_change` (`swap_changes`); `n_donors`, `tiles_per_donor`.
+    """
+    donors = np.arange(len(expression))
+    # Every donor gets the next one of a random cycle: nobody keeps the own profile.
+    cycle = numpy_generator(seed, "shuffle").permutation(donors)
+    others = np.empty_like(donors)
+    others[cycle] = np.roll(cycle, 1)
+    given = {
+        "r": expression,
+        "r_shuffled": expression[others],
+        "r_zero": np.zeros_like(expression),
+        "r_class_mean": np.broadcast_to(class_mean, expression.shape),
+    }
+    found: dict[str, list] = {name: [] for name in given}
+    for donor in tqdm(donors, unit="donor", desc="conditioning"):
+        for name, profiles in given.items():
+            made = tiles(profiles[donor], donor * tiles_per_donor, tiles_per_donor)
+            found[name].append(morphology_of_tiles(made, mpp))
+    measured = {name: np.array(values) for name, values in found.items()}
+
+    doses = {}
+    for name, weights in tqdm(programs.items(), unit="program", desc="dose response"):
+        measures = []
+        for dose in DOSES:
+            moved = expression[:DOSED] * np.exp(dose * weights).astype(np.float32)
+            parts = [
+                tiles(profile, number * tiles_per_donor, tiles_per_donor)
+                for number, profile in enumerate(moved)
+            ]
+            measures.append(morphology_of_tiles(np.concatenate(parts), mpp))
+        spread = truth.std(axis=0)
+        doses[name] = dose_response(np.array(measures), DOSES, spread, FACTORS.index(name))
+
+    swapped = np.stack([tiles(profile, 0, SWAPPED) for profile in expression[:SWAPPED]])
+    profile_change, noise_change = swap_changes(swapped)
+    return {
+        "factors": conditioning_scores(truth, measured),
+        "mean": mean_scores(truth, measured, numpy_generator(seed, "bootstrap")),
+        "dose_response": doses,
+        "profile_change": profile_change,
+        "noise_change": noise_change,
+        "n_donors": len(expression),
+        "tiles_per_donor": tiles_per_donor,
+    }
 
 
 def conditioning_scores(

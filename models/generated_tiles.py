@@ -88,3 +88,26 @@ class GeneratedTiles:
         if self._tiles_per_profile is not None:
             return index // self._tiles_per_profile
         return int(numpy_generator(self.seed, "profile", index).integers(len(self.expression)))
+
+
+def profile_images(
+    checkpoint: dict[str, Any], betavae: dict[str, Any], seed: int, device: torch.device
+) -> Callable[[np.ndarray, int, int], Tensor]:
+    """Return a function from a profile (G,), first number and count to images (count, 3, H, W).
+
+    Args:
+        checkpoint, betavae: of an RNA-GAN and its betaVAE; G is over the betaVAE's genes.
+        seed: of the noise; an image of the same number has the same noise.
+        device: where the networks run.
+    """
+    generator = load_generator(checkpoint, device)
+    encoder = ProfileEncoder.from_checkpoint(betavae, device)
+    conditioning = Conditioning.from_checkpoint(checkpoint["conditioning"])
+
+    def sample(expression: np.ndarray, first: int, count: int) -> Tensor:
+        mu = encoder.mu(expression[None])[0]
+        numbers = range(first, first + count)
+        images = sample_images(generator, seed, numbers, conditioning, mu)
+        return torch.stack([image for _, image in images])
+
+    return sample

@@ -184,3 +184,22 @@ def _plus_minus(mean: float, sd: float | None) -> str:
 
 def _short(value: float, digits: int = 1) -> str:
     return "" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def conditioning_lines(content: dict[str, Any]) -> list[str]:
+    """Return what `metrics.conditioning.measure_conditioning` found, a line each."""
+    lines = [
+        f"{factor}: " + ", ".join(f"{name} {value}" for name, value in values.items())
+        for factor, values in content["factors"].items()
+    ]
+    for name, value in content["mean"].items():
+        if value["r"] is not None:
+            interval = f"{value['low']:.3f} to {value['high']:.3f}"
+            lines.append(f"mean {name} {value['r']:.3f} ({interval})")
+    for name, value in content["dose_response"].items():
+        kind = "monotone" if value["monotone"] else "not monotone"
+        own, others = value["slope"][name], value["others"]
+        lines.append(f"dose of {name}: {kind}, slope {own}, other factors at most {others}")
+    changes = content["profile_change"], content["noise_change"]
+    lines.append("profile swapped: {:.2f} of 255; noise swapped: {:.2f} of 255".format(*changes))
+    return lines

@@ -23,6 +23,7 @@ import prepare_expression
 import simulate_cohort
 import wsi_model
 from runtime.checkpoint import load_checkpoint
+from runtime.errors import UserError
 
 LUNG, BRAIN = "SIM-0002-0625.svs", "SIM-0002-3025.svs"
 BETAVAE = "checkpoints/betavae_training_tissues/model_dict_best.pt"
@@ -233,3 +234,23 @@ def test_conditioning_is_measured_on_held_out_donors_with_controls(chain):
     assert content["profile_change"] > 0
     assert set(content["dose_response"]) == set(content["factors"])
     assert all(len(one["change"]["stain_ratio"]) == 5 for one in content["dose_response"].values())
+
+
+def test_conditioning_is_reached_from_fid_with_the_same_numbers(chain):
+    common = "--checkpoint checkpoints/rna-gan_lung.model --config configs/gan_run_lung.json"
+    truth = "--truth cohort/truth.csv --mpp 1.0"
+    run(measure_conditioning, f"{common} {truth} --output conditioning/again.json")
+    run(
+        fid,
+        f"{common} {truth} --sample_size 6 --draws 2 --features features.pt --cache features"
+        " --output fid/conditioning.json",
+    )
+    alone = json.loads((chain / "conditioning/again.json").read_text())
+    found = json.loads((chain / "fid/conditioning.json").read_text())["conditioning"]
+    assert found == {key: alone[key] for key in found}
+    with pytest.raises(UserError, match="RNA-GAN"):
+        run(
+            fid,
+            f"--checkpoint checkpoints/gan_lung.model --config configs/gan_run_lung.json {truth}"
+            " --features features.pt --output fid/other.json",
+        )

@@ -1,0 +1,60 @@
+"""The truth that generated tiles are measured against: donors' factors and the gene programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from runtime.errors import UserError
+from runtime.files import require_file
+
+
+def read_factors(path: str, names: Sequence[str], factors: Sequence[str]) -> np.ndarray:
+    """Return true factors float64 (len(names), factors), NaN for a row the table does not hold.
+
+    Args:
+        path: CSV with columns slide (may be empty), sample and the factors.
+        names: slides or samples.
+        factors: columns wanted.
+
+    Raises:
+        UserError: a missing file or column, or a factor that is no number.
+    """
+    frame = pd.read_csv(require_file(path, "truth table"), keep_default_na=False)
+    missing = {"slide", "sample", *factors} - set(frame.columns)
+    if missing:
+        raise UserError(f"{path}: column {sorted(missing)[0]} is missing")
+    frame["name"] = frame.slide.where(frame.slide != "", frame["sample"])
+    try:
+        return frame.set_index("name")[list(factors)].astype(float).reindex(names).to_numpy()
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_programs(path: str, genes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the weights float64 (G,) of each gene program of the given names, 0 for other genes.
+
+    Args:
+        path: CSV with columns gene_id, program, weight: natural log fold change per standard
+            deviation of the program's activity. Ids are matched without version.
+        genes: G ids, in order.
+        names: programs wanted.
+
+    Raises:
+        UserError: a missing file or column, or no such program over these genes.
+    """
+    frame = pd.read_csv(require_file(path, "gene programs"))
+    missing = {"gene_id", "program", "weight"} - set(frame.columns)
+    if missing:
+        raise UserError(f"{path}: column {sorted(missing)[0]} is missing")
+    frame["gene"] = frame.gene_id.str.split(".").str[0]
+    order = [gene.split(".")[0] for gene in genes]
+    programs = {
+        name: part.groupby("gene").weight.sum().reindex(order, fill_value=0.0).to_numpy()
+        for name, part in frame[frame.program.isin(names)].groupby("program")
+    }
+    if not any(weights.any() for weights in programs.values()):
+        raise UserError(f"{path}: no program named {', '.join(names)} with genes of the model")
+    return programs
