@@ -1,0 +1,309 @@
+"""Serve the quiz "real or generated?" and the reader study on this machine.
+
+Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534): the web page on which visitors tell real
+            tiles from generated ones, and the rating by pathologists.
+Reads:  real tiles (tile stores, folders of images or of generate_tissue_images.py), generated ones
+        (its folders, folders of images, or GAN and RNA-GAN checkpoints) and configs/quiz.json.
+Writes: `--store`, one SQLite file that holds the tiles and every answer. Started again with the
+        same store, it continues; `--real` and `--generated` are not needed then.
+        `--export FOLDER` writes answers.csv and study.json, which figures.py draws, and ends.
+
+A PATH may be given as TISSUE=PATH. Else the tissue is the checkpoint's, the table's, or the name
+of the folder above the slide's. In a folder without table, "rna-gan" in its path says RNA-GAN.
+
+    python3 web_quiz.py --real tiles/lung tiles/brain \\
+        --generated checkpoints/rna-gan_lung.model checkpoints/gan_lung.model \\
+        checkpoints/rna-gan_brain.model checkpoints/gan_brain.model
+    python3 web_quiz.py --real demo/tiles --generated demo/generated/patient_lung \\
+        demo/generated/patient_brain --store demo/quiz/quiz.sqlite
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import webbrowser
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import waitress
+from tqdm import tqdm
+
+from data.expression import match_genes, read_cohort
+from data.pixels import IMAGE_SUFFIXES, images_to_pixels, read_image, resize_pixels
+from data.tiles import TileStore, slide_stem
+from models.dcgan import Generator
+from models.profiles import ProfileEncoder
+from models.sampling import sample_images
+from models.wgan_vae import Conditioning
+from quiz.app import create_app
+from quiz.config import QuizConfig
+from quiz.context import Quiz
+from quiz.plan import Cell, TooFewTiles
+from quiz.results import answer_table, study_numbers
+from quiz.store import Store
+from quiz.texts import load_texts
+from quiz.tiles import QuizTile, square
+from runtime.checkpoint import check_betavae, load_checkpoint
+from runtime.config import load_config
+from runtime.device import choose_device
+from runtime.errors import UserError, run_script
+from runtime.files import write_csv, write_json
+from runtime.run import log, start_log
+from runtime.seeds import numpy_generator
+
+CONFIG = Path(__file__).with_name("configs") / "quiz.json"
+CHECKPOINTS = (".model", ".pt")
+# Answers wait for the disk one after the other; more threads only make them wait in turn.
+THREADS = 8
+CONNECTIONS = 2000  # browsers keep theirs open between questions
+
+
+class Candidate(NamedTuple):
+    """A tile that may be drawn: source, tissue, name for the export, and how to get its pixels."""
+
+    source: str
+    tissue: str
+    name: str
+    read: Callable[[], np.ndarray]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--real", nargs="+", metavar="PATH", help="folders or stores of real tiles")
+    parser.add_argument("--generated", nargs="+", metavar="PATH", help="folders or checkpoints")
+    parser.add_argument("--config", default=str(CONFIG), help="default: configs/quiz.json")
+    parser.add_argument("--store", default="quiz_results/quiz.sqlite", help="tiles and answers")
+    parser.add_argument("--seed", type=int, default=99, help="chooses the tiles")
+    parser.add_argument("--texts", help="translation of quiz/texts.json")
+    parser.add_argument("--export", metavar="FOLDER", help="write the results and end")
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for other machines too")
+    server.add_argument("--port", type=int, default=8000)
+    server.add_argument("--no_browser", action="store_true", help="do not open the page")
+    models = parser.add_argument_group("checkpoints")
+    models.add_argument("--vae_checkpoint", help="betaVAE; default: the one trained with")
+    models.add_argument("--device")
+    return parser
+
+
+def split_tissue(text: str) -> tuple[str | None, Path]:
+    """Return the tissue (None when not said) and the path of `TISSUE=PATH` or `PATH`.
+
+    Raises:
+        UserError: nothing is at the path.
+    """
+    tissue, found, path = text.rpartition("=")
+    if not found or Path(text).exists():
+        tissue, path = "", text
+    if not Path(path).exists():
+        raise UserError(f"{path}: no tiles there (no such file or folder)")
+    return tissue or None, Path(path)
+
+
+def table_candidates(table: Path, tissue: str | None, real: bool) -> Iterator[Candidate]:
+    """Yield the tiles of a table of generate_tissue_images.py that are real, or those that are not.
+
+    Raises:
+        UserError: the table cannot be read.
+    """
+    try:
+        frame = pd.read_csv(table)[["wsi_file_names", "Labels", "source"]]
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{table}: not a table of generate_tissue_images.py ({error})") from error
+    for name, label, source in frame.itertuples(index=False):
+        if (source == "real") == real:
+            # The table's names begin with its folder, which may have been renamed.
+            path = table.parent.joinpath(*Path(name).parts[1:])
+            yield Candidate(source, tissue or str(label), str(path), lambda p=path: read_image(p))
+
+
+def store_candidates(path: Path, tissue: str | None, source: str) -> Iterator[Candidate]:
+    """Yield the tiles of all stores and folders of images at or below a path."""
+    if path.is_file():
+        stores = [path]
+    else:
+        stores = sorted(path.rglob("*.zip"))
+        folders = {image.parent for image in path.rglob("*") if image.suffix in IMAGE_SUFFIXES}
+        stores += sorted(folders)
+    for store_path in stores:
+        store, folder = TileStore(store_path), store_path.resolve()
+        if store_path.is_file():
+            named = slide_stem(folder.parent.name) == folder.stem
+            folder = folder.parent.parent if named else folder.parent
+        elif slide_stem(folder.name) != folder.name:
+            folder = folder.parent
+        for number, name in enumerate(store.names):
+            yield Candidate(
+                source,
+                tissue or folder.name,
+                f"{store_path}/{name}",
+                lambda s=store, n=number: s.read(n),
+            )
+
+
+def checkpoint_candidates(
+    path: Path, tissue: str | None, args: argparse.Namespace, count: int
+) -> Iterator[Candidate]:
+    """Yield `count` tiles of each tissue of a GAN or RNA-GAN, drawn with eval weights.
+
+    An RNA-GAN gets the profiles of the expression tables that it was trained with, in turn.
+    """
+    gan = load_checkpoint(path, "gan")
+    conditional = gan["conditioning"] is not None
+    conditioning = mu = None
+    tissues = [tissue] if tissue else []
+    if conditional or not tissue:
+        table = read_cohort(gan["config"]["path_csv"])
+        labels = table.annotations["tissue"].astype(str)
+        tissues = tissues or sorted(labels.unique())
+    if len(tissues) > 1 and not conditional:
+        raise UserError(f"{path}: trained on {', '.join(tissues)}; say TISSUE={path}")
+    device = choose_device(args.device)
+    if conditional:
+        conditioning = Conditioning.from_checkpoint(gan["conditioning"])
+        betavae = args.vae_checkpoint or gan["conditioning"]["betavae_path"]
+        check_betavae(betavae, gan, path)
+        encoder = ProfileEncoder.from_checkpoint(load_checkpoint(betavae, "betavae"), device)
+        latents = encoder.mu(match_genes(table, gan["genes"])[0])
+    generator = Generator.from_checkpoint(gan, device)
+    source = "rna-gan" if conditional else "gan"
+    for name in tissues:
+        if conditional:
+            rows = np.flatnonzero(labels == name) if tissue is None else np.arange(len(table))
+            mu = latents[np.resize(rows, count)]
+        tiles = sample_images(generator, args.seed, range(count), conditioning, mu)
+        for index, image in tqdm(tiles, total=count, unit="tile", desc=f"{source} {name}"):
+            pixels = images_to_pixels(image[None])[0].numpy()
+            yield Candidate(source, name, f"{path}#{args.seed}/{index}", lambda p=pixels: p)
+
+
+def candidates(args: argparse.Namespace, count: int) -> Iterator[Candidate]:
+    """Yield every tile that the command line names; of a checkpoint `count` per tissue."""
+    for text in args.real:
+        tissue, path = split_tissue(text)
+        tables = sorted(path.rglob("tiles_real.csv"))
+        for table in tables:
+            yield from table_candidates(table, tissue, real=True)
+        if not tables:
+            yield from store_candidates(path, tissue, "real")
+    for text in args.generated:
+        tissue, path = split_tissue(text)
+        tables = sorted(path.rglob("tiles_*.csv"))
+        for table in tables:
+            yield from table_candidates(table, tissue, real=False)
+        if path.is_file() and path.suffix in CHECKPOINTS:
+            yield from checkpoint_candidates(path, tissue, args, count)
+        elif not tables:
+            source = "rna-gan" if "rna-gan" in str(path).lower().replace("_", "-") else "gan"
+            yield from store_candidates(path, tissue, source)
+
+
+def choose_tiles(args: argparse.Namespace, config: QuizConfig) -> list[QuizTile]:
+    """Return at most `tiles_per_group` tiles of each source and tissue, all of one size.
+
+    Raises:
+        UserError: no tiles, a tissue without real or without generated ones, or a damaged tile.
+    """
+    groups: dict[Cell, list[Candidate]] = defaultdict(list)
+    for candidate in candidates(args, config.tiles_per_group):
+        groups[candidate.source, candidate.tissue].append(candidate)
+    for source, tissue in groups:
+        others = {other for other, name in groups if name == tissue}
+        if "real" not in others or len(others) < 2:
+            raise UserError(
+                f"tissue {tissue!r} has {source} tiles only; real and generated ones are needed"
+                " (TISSUE=PATH says the tissue of a path)"
+            )
+    if len({tuple(sorted(s for s, name in groups if name == t)) for _, t in groups}) > 1:
+        raise UserError("every tissue needs tiles of the same sources: " + describe(groups))
+    tiles = []
+    for (source, tissue), found in sorted(groups.items()):
+        order = numpy_generator(args.seed, "quiz", source, tissue).permutation(len(found))
+        for number in order[: config.tiles_per_group]:
+            tiles.append(QuizTile(*found[number][:3], square(found[number].read())))
+    kinds = {tile.source: Path(tile.name).suffix.lower() in (".jpg", ".jpeg") for tile in tiles}
+    if len(set(kinds.values())) > 1:
+        log.warning("some sources are JPEG files: their traces in the pixels may tell them apart")
+    px = config.tile_px or min(len(tile.pixels) for tile in tiles)
+    return [tile._replace(pixels=resize_pixels(tile.pixels, px)) for tile in tiles]
+
+
+def describe(groups: dict[Cell, Any]) -> str:
+    """Return the number of tiles of each tissue and source in words."""
+    counts = (f"{tissue} {source} {len(tiles)}" for (source, tissue), tiles in groups.items())
+    return ", ".join(sorted(counts))
+
+
+def export(quiz: Quiz, folder: Path) -> None:
+    """Write answers.csv and study.json."""
+    study = quiz.config.study
+    answers = answer_table(quiz.store, quiz.tiles, [scale.key for scale in study.scales])
+    write_csv(folder / "answers.csv", answers)
+    write_json(folder / "study.json", study_numbers(answers, study))
+    print(f"{folder}: {len(answers)} answers")
+
+
+def main(argv: list[str] | None = None) -> None:
+    # Arguments and config
+    args = build_parser().parse_args(argv)
+    config, texts = load_config(QuizConfig, args.config), load_texts(args.texts)
+    start_log()
+    request = {"real": args.real, "generated": args.generated, "seed": args.seed}
+    if bool(args.real) != bool(args.generated):
+        raise UserError("--real and --generated are needed together")
+    if not args.real and not Path(args.store).is_file():
+        raise UserError(f"{args.store}: not there yet; --real and --generated make it")
+
+    # Data
+    store = Store(args.store)
+    if store.meta("tiles") is None:
+        if not args.real:
+            raise UserError(f"{args.store}: without tiles; --real and --generated are needed")
+        store.add_tiles(choose_tiles(args, config))
+        store.keep("tiles", request)
+    elif args.real and not store.keep("tiles", request):
+        raise UserError(f"{args.store}: made with other tiles or seed; name another --store")
+    if not store.keep("study", config.study.model_dump()):
+        raise UserError(f"{args.config}: the study differs from that of {args.store}")
+    quiz = Quiz(store, config, texts)
+    if args.export:
+        export(quiz, Path(args.export))
+        return
+    log.info("%s: %s", args.store, describe(quiz.cells))
+    if not quiz.lengths:
+        raise UserError(f"{args.store}: too few tiles for any of {config.question_counts}")
+    try:
+        quiz.plan_study()
+    except TooFewTiles as error:
+        log.warning("no readers can be invited: %s", error)
+
+    # Server
+    address = f"http://{args.host}:{args.port}/"
+    try:
+        server = waitress.create_server(
+            create_app(quiz), host=args.host, port=args.port, threads=THREADS, ident=None,
+            connection_limit=CONNECTIONS, backlog=CONNECTIONS, asyncore_use_poll=True,
+            max_request_header_size=16 << 10, max_request_body_size=64 << 10,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise UserError(f"{address}: cannot be served ({error}); try another --port") from error
+    print(f"Quiz: {address}\nAdmin page: {address}admin with the token {quiz.admin_token}")
+    sys.stdout.flush()
+    if not args.no_browser and (sys.platform != "linux" or os.environ.get("DISPLAY")):
+        webbrowser.open(address)
+    server.run()
+
+
+if __name__ == "__main__":
+    run_script(main)
