@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import webbrowser
 from collections import defaultdict
@@ -31,7 +32,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import waitress
 from tqdm import tqdm
 
 from data.expression import match_genes, read_cohort
@@ -41,7 +41,7 @@ from models.dcgan import Generator
 from models.profiles import ProfileEncoder
 from models.sampling import sample_images
 from models.wgan_vae import Conditioning
-from quiz.app import create_app
+from quiz.app import create_app, create_server
 from quiz.config import QuizConfig
 from quiz.context import Quiz
 from quiz.plan import Cell, TooFewTiles
@@ -59,9 +59,6 @@ from runtime.seeds import numpy_generator
 
 CONFIG = Path(__file__).with_name("configs") / "quiz.json"
 CHECKPOINTS = (".model", ".pt")
-# Answers wait for the disk one after the other; more threads only make them wait in turn.
-THREADS = 8
-CONNECTIONS = 2000  # browsers keep theirs open between questions
 
 
 class Candidate(NamedTuple):
@@ -254,6 +251,18 @@ def export(quiz: Quiz, folder: Path) -> None:
     print(f"{folder}: {len(answers)} answers")
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        UserError: the port is in use, or the address is not this machine's.
+    """
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{host}:{port}: cannot be served ({error}); try another --port") from error
+
+
 def main(argv: list[str] | None = None) -> None:
     # Arguments and config
     args = build_parser().parse_args(argv)
@@ -262,6 +271,8 @@ def main(argv: list[str] | None = None) -> None:
     request = {"real": args.real, "generated": args.generated, "seed": args.seed}
     if bool(args.real) != bool(args.generated):
         raise UserError("--real and --generated are needed together")
+    if not args.export:
+        listen(args.host, args.port).close()  # better to know before tiles are drawn
     if not args.real and not Path(args.store).is_file():
         raise UserError(f"{args.store}: not there yet; --real and --generated make it")
 
@@ -289,15 +300,9 @@ def main(argv: list[str] | None = None) -> None:
         log.warning("no readers can be invited: %s", error)
 
     # Server
-    address = f"http://{args.host}:{args.port}/"
-    try:
-        server = waitress.create_server(
-            create_app(quiz), host=args.host, port=args.port, threads=THREADS, ident=None,
-            connection_limit=CONNECTIONS, backlog=CONNECTIONS, asyncore_use_poll=True,
-            max_request_header_size=16 << 10, max_request_body_size=64 << 10,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise UserError(f"{address}: cannot be served ({error}); try another --port") from error
+    listener = listen(args.host, args.port)
+    address = f"http://{args.host}:{listener.getsockname()[1]}/"
+    server = create_server(create_app(quiz), listener)
     print(f"Quiz: {address}\nAdmin page: {address}admin with the token {quiz.admin_token}")
     sys.stdout.flush()
     if not args.no_browser and (sys.platform != "linux" or os.environ.get("DISPLAY")):

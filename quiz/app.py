@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
+import waitress
 from flask import Flask, Response, abort, g, render_template, request
+from waitress.server import BaseWSGIServer
 from werkzeug.exceptions import HTTPException
 
 from quiz.admin import admin_pages
@@ -15,6 +18,9 @@ from runtime.run import log
 
 LARGEST_BODY = 16 << 10  # bytes of a posted form
 TILE_CACHE_S = 3600
+# Answers wait for the disk one after the other; more threads only make them wait in turn.
+THREADS = 8
+CONNECTIONS = 2000  # browsers keep theirs open between questions
 
 
 def create_app(quiz: Quiz) -> Flask:
@@ -39,6 +45,21 @@ def create_app(quiz: Quiz) -> Flask:
     app.add_template_filter(p_text)
     app.add_template_filter(when)
     return app
+
+
+def create_server(app: Flask, listener: socket.socket) -> BaseWSGIServer:
+    """Return a server of the application on a bound socket; its `run` serves until interrupted."""
+    return waitress.create_server(
+        app,
+        sockets=[listener],
+        threads=THREADS,
+        ident=None,
+        connection_limit=CONNECTIONS,
+        backlog=CONNECTIONS,
+        asyncore_use_poll=True,
+        max_request_header_size=16 << 10,
+        max_request_body_size=64 << 10,
+    )
 
 
 def tile(token: str) -> Response:

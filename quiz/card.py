@@ -41,7 +41,12 @@ def result_card(texts: dict[str, str], title: str, name: str, score: dict[str, A
     ]
     for number, line in enumerate(lines):
         size = 34 if number == 0 else 26
-        draw.text((left, 176 + 42 * number), line, INK if number == 0 else MUTED, _font(size))
+        draw.text(
+            (left, 172 + 42 * number + 10 * (number > 0)),
+            line,
+            INK if number == 0 else MUTED,
+            _font(size),
+        )
     _draw_marks(draw, score["marks"], 352)
     _draw_scale(draw, texts, score, 500)
     buffer = io.BytesIO()
@@ -52,7 +57,7 @@ def result_card(texts: dict[str, str], title: str, name: str, score: dict[str, A
 def _draw_marks(draw: ImageDraw.ImageDraw, marks: list[bool], top: int) -> None:
     """One square per question: filled and ticked when right, empty when wrong."""
     shown = marks[: 2 * DOTS_PER_ROW]
-    step = (WIDTH - 2 * EDGE) / DOTS_PER_ROW
+    step = min(60.0, (WIDTH - 2 * EDGE) / min(len(shown), DOTS_PER_ROW))
     size = step - 8
     for number, right in enumerate(shown):
         x = EDGE + step * (number % DOTS_PER_ROW)

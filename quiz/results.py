@@ -167,7 +167,9 @@ def _agreement(per_tile: pd.DataFrame) -> dict[str, Any]:
     fleiss = np.nan
     if ratings.shape[1] > 1:
         calls = ratings > POINTS / 2 + 0.5
-        fleiss = statistics.fleiss_kappa(np.stack([calls.sum(1), (~calls).sum(1)], axis=1))
+        fleiss = statistics.fleiss_kappa(
+            np.stack([calls.sum(axis=1), (~calls).sum(axis=1)], axis=1)
+        )
     return {"tiles": len(ratings), "pairs": pairs, "fleiss_kappa_called_real": fleiss}
 
 

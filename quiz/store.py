@@ -50,7 +50,7 @@ CREATE TABLE answer (
 ANSWERS = """
 SELECT session.id AS session_id, session.kind, session.name, session.share, session.settings,
     question.position, left_tile, right_tile, left_token, right_token, shows,
-    choice, ratings, correct, seconds, answered
+    choice, ratings, answer.correct, answer.seconds, answered
 FROM answer JOIN question USING (session_id, position) JOIN session ON session.id = session_id
 """
 

@@ -10,7 +10,7 @@ from runtime.config import BetaVAEConfig, GANConfig, load_config, unused_keys
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT / "configs").rglob("*.json"))
+FILES = sorted(set((ROOT / "configs").rglob("*.json")) - {ROOT / "configs" / "quiz.json"})
 READERS = {
     BetaVAEConfig: ["betaVAE_training", "betaVAE_interpolation", "betaVAE_sample"],
     GANConfig: ["histopathology_gan", "generate_tissue_images", "fid", "measure_conditioning"],
