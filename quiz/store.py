@@ -107,20 +107,23 @@ class Store:
             connection = sqlite3.connect(self.path, timeout=10, isolation_level=None)
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             self._local.connection = connection
         return self._local.connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self, flushed: bool = True) -> Iterator[sqlite3.Connection]:
         """Yield the thread's connection inside a transaction; an error undoes all of it.
+
+        Not `flushed`, it survives the process, but not necessarily a power cut; readers do not
+        wait for the disk then.
 
         The lock makes threads of this process queue up in turn; SQLite's own lock, which other
         processes see, would let them sleep and try again.
         """
         connection = self._connection
         with self._writing:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if flushed else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             end = "ROLLBACK"
             try:
@@ -231,7 +234,7 @@ class Store:
     def show(self, session: Session, position: int) -> None:
         """Note that a question is on the screen now."""
         now = time.time()
-        with self.writing() as connection:
+        with self.writing(flushed=False) as connection:
             connection.execute(
                 "UPDATE question SET first_shown = coalesce(first_shown, ?), last_shown = ?,"
                 " shows = shows + 1 WHERE session_id = ? AND position = ?",
