@@ -21,22 +21,22 @@ of the folder above the slide's. In a folder without table, "rna-gan" in its pat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
 import webbrowser
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from data.expression import match_genes, read_cohort
-from data.pixels import IMAGE_SUFFIXES, images_to_pixels, read_image, resize_pixels
-from data.tiles import TileStore, slide_stem
+from data.found_tiles import FoundTile, split_tissue, tiles_below, tiles_of_table
+from data.pixels import images_to_pixels, resize_pixels
 from models.dcgan import Generator
 from models.profiles import ProfileEncoder
 from models.sampling import sample_images
@@ -59,15 +59,6 @@ from runtime.seeds import numpy_generator
 
 CONFIG = Path(__file__).with_name("configs") / "quiz.json"
 CHECKPOINTS = (".model", ".pt")
-
-
-class Candidate(NamedTuple):
-    """A tile that may be drawn: source, tissue, name for the export, and how to get its pixels."""
-
-    source: str
-    tissue: str
-    name: str
-    read: Callable[[], np.ndarray]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,64 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_tissue(text: str) -> tuple[str | None, Path]:
-    """Return the tissue (None when not said) and the path of `TISSUE=PATH` or `PATH`.
-
-    Raises:
-        UserError: nothing is at the path.
-    """
-    tissue, found, path = text.rpartition("=")
-    if not found or Path(text).exists():
-        tissue, path = "", text
-    if not Path(path).exists():
-        raise UserError(f"{path}: no tiles there (no such file or folder)")
-    return tissue or None, Path(path)
-
-
-def table_candidates(table: Path, tissue: str | None, real: bool) -> Iterator[Candidate]:
-    """Yield the tiles of a table of generate_tissue_images.py that are real, or those that are not.
-
-    Raises:
-        UserError: the table cannot be read.
-    """
-    try:
-        frame = pd.read_csv(table)[["wsi_file_names", "Labels", "source"]]
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{table}: not a table of generate_tissue_images.py ({error})") from error
-    for name, label, source in frame.itertuples(index=False):
-        if (source == "real") == real:
-            # The table's names begin with its folder, which may have been renamed.
-            path = table.parent.joinpath(*Path(name).parts[1:])
-            yield Candidate(source, tissue or str(label), str(path), lambda p=path: read_image(p))
-
-
-def store_candidates(path: Path, tissue: str | None, source: str) -> Iterator[Candidate]:
-    """Yield the tiles of all stores and folders of images at or below a path."""
-    if path.is_file():
-        stores = [path]
-    else:
-        stores = sorted(path.rglob("*.zip"))
-        folders = {image.parent for image in path.rglob("*") if image.suffix in IMAGE_SUFFIXES}
-        stores += sorted(folders)
-    for store_path in stores:
-        store, folder = TileStore(store_path), store_path.resolve()
-        if store_path.is_file():
-            named = slide_stem(folder.parent.name) == folder.stem
-            folder = folder.parent.parent if named else folder.parent
-        elif slide_stem(folder.name) != folder.name:
-            folder = folder.parent
-        for number, name in enumerate(store.names):
-            yield Candidate(
-                source,
-                tissue or folder.name,
-                f"{store_path}/{name}",
-                lambda s=store, n=number: s.read(n),
-            )
-
-
-def checkpoint_candidates(
+def tiles_of_checkpoint(
     path: Path, tissue: str | None, args: argparse.Namespace, count: int
-) -> Iterator[Candidate]:
+) -> Iterator[FoundTile]:
     """Yield `count` tiles of each tissue of a GAN or RNA-GAN, drawn with eval weights.
 
     An RNA-GAN gets the profiles of the expression tables that it was trained with, in turn.
@@ -182,28 +118,28 @@ def checkpoint_candidates(
         tiles = sample_images(generator, args.seed, range(count), conditioning, mu)
         for index, image in tqdm(tiles, total=count, unit="tile", desc=f"{source} {name}"):
             pixels = images_to_pixels(image[None])[0].numpy()
-            yield Candidate(source, name, f"{path}#{args.seed}/{index}", lambda p=pixels: p)
+            yield FoundTile(source, name, f"{path}#{args.seed}/{index}", lambda p=pixels: p)
 
 
-def candidates(args: argparse.Namespace, count: int) -> Iterator[Candidate]:
+def named_tiles(args: argparse.Namespace, count: int) -> Iterator[FoundTile]:
     """Yield every tile that the command line names; of a checkpoint `count` per tissue."""
     for text in args.real:
         tissue, path = split_tissue(text)
         tables = sorted(path.rglob("tiles_real.csv"))
         for table in tables:
-            yield from table_candidates(table, tissue, real=True)
+            yield from tiles_of_table(table, tissue, real=True)
         if not tables:
-            yield from store_candidates(path, tissue, "real")
+            yield from tiles_below(path, tissue, "real")
     for text in args.generated:
         tissue, path = split_tissue(text)
         tables = sorted(path.rglob("tiles_*.csv"))
         for table in tables:
-            yield from table_candidates(table, tissue, real=False)
+            yield from tiles_of_table(table, tissue, real=False)
         if path.is_file() and path.suffix in CHECKPOINTS:
-            yield from checkpoint_candidates(path, tissue, args, count)
+            yield from tiles_of_checkpoint(path, tissue, args, count)
         elif not tables:
             source = "rna-gan" if "rna-gan" in str(path).lower().replace("_", "-") else "gan"
-            yield from store_candidates(path, tissue, source)
+            yield from tiles_below(path, tissue, source)
 
 
 def choose_tiles(args: argparse.Namespace, config: QuizConfig) -> list[QuizTile]:
@@ -212,9 +148,9 @@ def choose_tiles(args: argparse.Namespace, config: QuizConfig) -> list[QuizTile]
     Raises:
         UserError: no tiles, a tissue without real or without generated ones, or a damaged tile.
     """
-    groups: dict[Cell, list[Candidate]] = defaultdict(list)
-    for candidate in candidates(args, config.tiles_per_group):
-        groups[candidate.source, candidate.tissue].append(candidate)
+    groups: dict[Cell, list[FoundTile]] = defaultdict(list)
+    for tile in named_tiles(args, config.tiles_per_group):
+        groups[tile.source, tile.tissue].append(tile)
     for source, tissue in groups:
         others = {other for other, name in groups if name == tissue}
         if "real" not in others or len(others) < 2:
@@ -263,43 +199,33 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"{host}:{port}: cannot be served ({error}); try another --port") from error
 
 
-def main(argv: list[str] | None = None) -> None:
-    # Arguments and config
-    args = build_parser().parse_args(argv)
-    config, texts = load_config(QuizConfig, args.config), load_texts(args.texts)
-    start_log()
-    request = {"real": args.real, "generated": args.generated, "seed": args.seed}
-    if bool(args.real) != bool(args.generated):
-        raise UserError("--real and --generated are needed together")
-    if not args.export:
-        listen(args.host, args.port).close()  # better to know before tiles are drawn
-    if not args.real and not Path(args.store).is_file():
-        raise UserError(f"{args.store}: not there yet; --real and --generated make it")
+def prepare(store: Store, args: argparse.Namespace, config: QuizConfig) -> None:
+    """Fill a new store with tiles; refuse a store that was made with other tiles or study.
 
-    # Data
-    store = Store(args.store)
+    Raises:
+        UserError: as said, or no tiles to fill it with.
+    """
+    request = {"real": args.real, "generated": args.generated, "seed": args.seed}
     if store.meta("tiles") is None:
         if not args.real:
             raise UserError(f"{args.store}: without tiles; --real and --generated are needed")
-        store.add_tiles(choose_tiles(args, config))
-        store.keep("tiles", request)
+        store.add_tiles(choose_tiles(args, config), request)
     elif args.real and not store.keep("tiles", request):
         raise UserError(f"{args.store}: made with other tiles or seed; name another --store")
     if not store.keep("study", config.study.model_dump()):
         raise UserError(f"{args.config}: the study differs from that of {args.store}")
-    quiz = Quiz(store, config, texts)
-    if args.export:
-        export(quiz, Path(args.export))
-        return
+
+
+def serve(quiz: Quiz, args: argparse.Namespace) -> None:
+    """Serve a quiz until interrupted."""
     log.info("%s: %s", args.store, describe(quiz.cells))
     if not quiz.lengths:
-        raise UserError(f"{args.store}: too few tiles for any of {config.question_counts}")
+        counts = ", ".join(map(str, quiz.config.question_counts))
+        raise UserError(f"{args.store}: too few tiles for games of {counts} questions")
     try:
         quiz.plan_study()
     except TooFewTiles as error:
         log.warning("no readers can be invited: %s", error)
-
-    # Server
     listener = listen(args.host, args.port)
     address = f"http://{args.host}:{listener.getsockname()[1]}/"
     server = create_server(create_app(quiz), listener)
@@ -308,6 +234,32 @@ def main(argv: list[str] | None = None) -> None:
     if not args.no_browser and (sys.platform != "linux" or os.environ.get("DISPLAY")):
         webbrowser.open(address)
     server.run()
+
+
+def main(argv: list[str] | None = None) -> None:
+    # Arguments and config
+    args = build_parser().parse_args(argv)
+    config, texts = load_config(QuizConfig, args.config), load_texts(args.texts)
+    if bool(args.real) != bool(args.generated):
+        raise UserError("--real and --generated are needed together")
+    if not args.real and not Path(args.store).is_file():
+        raise UserError(f"{args.store}: not there yet; --real and --generated make it")
+    if not args.export:
+        listen(args.host, args.port).close()  # better to know before tiles are drawn
+
+    # Log
+    start_log()
+
+    # Data
+    with contextlib.closing(Store(args.store)) as store:
+        prepare(store, args, config)
+        quiz = Quiz(store, config, texts)
+
+        # Results, or server
+        if args.export:
+            export(quiz, Path(args.export))
+        else:
+            serve(quiz, args)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,9 @@ def main() -> None:
                 largest=round(float(found.max()), 1), per_second=round(len(found) / args.seconds),
             )  # fmt: skip
         lost, doubled = faults(crowd, stored_answers(folder))
-        report("acknowledged answers lost", lost, "0")
+        given = sum(len(player.acknowledged) for player in crowd)
+        refused = len(times["answer"]) - given
+        report("acknowledged answers lost", lost, "0", acknowledged=given, refused=refused)
         report("answers doubled", doubled, "0")
         crowd = asyncio.run(load(port, args.players, 15, 8, process))
         process.wait()

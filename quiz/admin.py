@@ -31,9 +31,8 @@ def dashboard() -> str:
     readers = []
     for session in quiz.store.sessions("study"):
         own = answers[answers.session == session.id]
-        link = url_for("study.enter", token=quiz.invitation(session), _external=True)
         last = own.answered.iloc[-1][:16].replace("T", " ") if len(own) else ""
-        readers.append({"session": session, "link": link, "last": last})
+        readers.append({"session": session, "link": quiz.invitation(session), "last": last})
     games = quiz.store.sessions("play")
     return render_template(
         "admin.html",

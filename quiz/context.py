@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-from flask import abort, current_app, request
+from flask import abort, current_app, request, url_for
 
 from quiz.config import QuizConfig
 from quiz.guard import Guard, Limit
@@ -51,8 +51,10 @@ class Quiz:
         return self.guard.sign("admin")
 
     def invitation(self, session: Session) -> str:
-        """Return the secret part of a reader's link."""
-        return self.guard.sign("reader", session.settings["invitation"])
+        """Return a reader's personal link."""
+        token = self.guard.sign("reader", session.settings["invitation"])
+        scheme = "https" if self.config.https_only else None
+        return url_for("study.enter", token=token, _external=True, _scheme=scheme)
 
     def plan_study(self) -> list[Question]:
         """Return the tiles of the study in their order, the same for every reader.

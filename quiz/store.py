@@ -154,13 +154,15 @@ class Store:
             connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, text))
         return self.meta(key) == text
 
-    def add_tiles(self, tiles: Sequence[QuizTile]) -> None:
-        """Add tiles, all of one size."""
+    def add_tiles(self, tiles: Sequence[QuizTile], origin: Any = None) -> None:
+        """Add tiles, all of one size, and keep a plain value, "tiles", that says whose they are."""
         values = [(*tile[:3], zlib.compress(stored_png(tile.pixels), 6)) for tile in tiles]
         with self.writing() as connection:
             connection.executemany(
                 "INSERT INTO tile (source, tissue, name, png) VALUES (?, ?, ?, ?)", values
             )
+            text = json.dumps(origin, sort_keys=True)
+            connection.execute("INSERT INTO meta VALUES ('tiles', ?)", (text,))
 
     def tiles(self) -> dict[int, tuple[str, str, str, bytes]]:
         """Return source, tissue, name and PNG file of every tile by its number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 from flask import Blueprint, abort, redirect, render_template, request, url_for
@@ -34,8 +35,7 @@ def welcome() -> str:
     """Say what the study is, or how far the reader is."""
     quiz = current_quiz()
     session = _reader(quiz)
-    link = url_for("study.enter", token=quiz.invitation(session), _external=True)
-    return render_template("study_welcome.html", session=session, link=link)
+    return render_template("study_welcome.html", session=session, link=quiz.invitation(session))
 
 
 @study_pages.get("/tile")
@@ -68,8 +68,10 @@ def answer() -> Reply:
     stored = position == session.position and quiz.store.answer(
         session, position, choice, ratings, None, seconds
     )
-    if not stored and quiz.store.question(session, position)["choice"] != choice:
-        abort(409, "another answer to an answered tile")
+    if not stored:
+        row = quiz.store.question(session, position)
+        if (row["choice"], json.loads(row["ratings"])) != (choice, ratings):
+            abort(409, "another answer to an answered tile")
     if request.form.get("then") == "pause":
         return redirect(url_for("study.welcome"), 303)
     return redirect(url_for("study.question"), 303)

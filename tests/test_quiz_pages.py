@@ -198,6 +198,30 @@ def test_a_reader_pauses_and_continues_on_another_device(quiz):
     first.get("/study", 403)
 
 
+def test_ratings_sent_again_change_nothing_and_other_ones_are_refused(quiz):
+    reader = Visitor(quiz)
+    reader.get(invite(quiz, "A"))
+    reader.get("/study/tile")
+    fields = reader.hidden()
+    rate(reader, 2)
+    before = [tuple(row) for row in quiz.store.answers()]
+    fields |= {"confidence": 2, "scale_staining": 1, "scale_nuclei": 3}
+    reader.post("/study/tile", **fields)
+    for other in ({"confidence": 3}, {"scale_nuclei": 1}, {"position": 4}):
+        reader.post("/study/tile", 409, **fields | other)
+        reader.get("/study/tile")
+    assert [tuple(row) for row in quiz.store.answers()] == before
+
+
+def test_invitations_are_https_links_where_cookies_are(tmp_path):
+    quiz = make_quiz(tmp_path, CONFIG.model_copy(update={"https_only": True}))
+    with Visitor(quiz).client.application.test_request_context("/"):
+        quiz.store.new_session("study", "owner", "A", {"invitation": "x"}, quiz.plan_study())
+        assert quiz.invitation(quiz.store.sessions("study")[0]).startswith("https://localhost/")
+    assert "Secure" in Visitor(quiz).client.get("/").headers["Set-Cookie"]
+    quiz.store.close()
+
+
 def test_a_missing_rating_is_refused_and_nothing_is_stored(quiz):
     reader = Visitor(quiz)
     reader.get(invite(quiz, "A"))

@@ -16,6 +16,15 @@ document.addEventListener("keydown", (event) => {
     if (tile) enlarge(tile);
     return;
   }
+  // Within a scale, digits choose on that scale.
+  if (/^[1-9]$/.test(event.key) && event.target.matches("input[type=radio]")) {
+    const point = document.getElementsByName(event.target.name)[Number(event.key) - 1];
+    if (point) {
+      point.focus();
+      point.click();
+    }
+    return;
+  }
   // A focused radio button keeps its arrows, a focused link or button its Enter.
   if (event.key.startsWith("Arrow") && event.target.matches("input")) return;
   if (event.key === "Enter" && event.target.matches("a, button")) return;
