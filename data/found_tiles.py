@@ -66,15 +66,14 @@ def tiles_of_table(table: Path, tissue: str | None, real: bool) -> Iterator[Foun
 
 
 def tiles_below(path: Path, tissue: str | None, source: str) -> Iterator[FoundTile]:
-    """Yield the tiles of all stores and folders of images at or below a path."""
-    if path.is_file():
-        stores = [path]
-    else:
-        stores = sorted(path.rglob("*.zip"))
-        folders = {
-            image.parent for image in path.rglob("*") if image.suffix.lower() in IMAGE_SUFFIXES
-        }
-        stores += sorted(folders)
+    """Yield the tiles of a store, of all stores below a path, or of all folders of images there.
+
+    Where there are stores, loose images beside them (overviews of slides) are no tiles.
+    """
+    stores = [path] if path.is_file() else sorted(path.rglob("*.zip"))
+    if not stores:
+        images = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        stores = sorted({image.parent for image in images})
     for store_path in stores:
         store, folder = TileStore(store_path), store_path.resolve()
         if store_path.is_file():

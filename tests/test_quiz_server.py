@@ -21,6 +21,7 @@ from quiz_site import make_quiz, make_tiles, served
 import betaVAE_training
 import histopathology_gan
 import web_quiz
+from data.found_tiles import tiles_below
 from quiz.store import Store
 from quiz.tiles import png_pixels
 from runtime.errors import UserError
@@ -196,6 +197,19 @@ def test_tiles_of_folders_have_source_and_tissue_and_one_size(folders):
     assert {tile.pixels.shape for tile in tiles} == {(32, 32, 3)}
     assert len(tiles) == 24
     assert tiles == [] or [t.name for t in chosen(*TILES)] == [t.name for t in tiles]
+
+
+def test_stores_have_the_tissue_of_their_folder_and_pictures_beside_them_are_no_tiles(cohort):
+    Path("tiles/lung/overview").mkdir()
+    Image.new("RGB", (32, 32)).save("tiles/lung/overview/SIM-0001.png")
+    found = list(tiles_below(Path("tiles"), None, "real"))
+    assert len(found) == 120  # two tissues, ten slides of six tiles
+    assert {tile.tissue for tile in found} == {"lung", "brain"}
+    one = sorted(Path("tiles/lung").rglob("*.zip"))[0]
+    assert {tile.tissue for tile in tiles_below(one, None, "real")} == {"lung"}
+    shutil.copy(one, "tiles/brain")
+    loose = tiles_below(Path("tiles/brain") / one.name, None, "real")
+    assert {tile.tissue for tile in loose} == {"brain"}
 
 
 def test_tables_of_generated_tiles_say_source_and_tissue(folders):
