@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -63,8 +63,6 @@ class StudyConfig(Part):
 
 class QuizConfig(Part):
     """configs/quiz.json."""
-
-    UNUSED: ClassVar[dict[str, str]] = {}
 
     title: Text = Field(default="Real or generated?", description="heading of the start page")
     question_counts: list[Questions] = Field(

@@ -8,14 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-SOURCES = ("real", "gan", "rna-gan")
-
 
 class QuizTile(NamedTuple):
     """A tile and what is known about it.
 
     Attributes:
-        source: one of `SOURCES`.
+        source: "real", "gan" or "rna-gan".
         tissue: e.g. "lung".
         name: where it comes from, for the export.
         pixels: uint8 (H, W, 3) RGB.

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from data.found_tiles import SOURCES
 from quiz.app import create_app, create_server
 from quiz.config import QuizConfig, Scale, StudyConfig
 from quiz.context import Quiz
 from quiz.store import Store
 from quiz.texts import load_texts
-from quiz.tiles import SOURCES, QuizTile
+from quiz.tiles import QuizTile
 
 SCALES = [
     Scale(key="staining", question="Staining", labels=["Poor", "Good"]),

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 from quiz_site import CONFIG, Visitor, make_quiz, make_tiles, play
 
+from data.found_tiles import SOURCES
 from quiz import play as play_module
 from quiz import texts
 from quiz.config import QuizConfig, StudyConfig
 from quiz.plan import TooFewTiles, plan_questions
 from quiz.store import Store
-from quiz.tiles import SOURCES, png_pixels, square, stored_png
+from quiz.tiles import png_pixels, square, stored_png
 from runtime.config import load_config
 from runtime.errors import UserError
 

@@ -75,7 +75,7 @@ def test_every_route_answers_hostile_input_without_error_leak_or_change(shared):
     names += ["nickname", "name", "token", "confidence", "scale_staining", "scale_nuclei", "then"]
 
     @settings(
-        max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+        max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
     )
     @given(
         st.sampled_from(routes), PATHS, st.dictionaries(st.sampled_from(names), TEXT, max_size=8),
