@@ -85,7 +85,8 @@ def test_a_full_game_by_keyboard_ends_on_the_leaderboard(site, device):
         assert page.locator(".verdict h1").inner_text().endswith("Right")
         page.keyboard.press("Enter")
     page.wait_for_selector("text=4 of 4 right")
-    page.wait_for_function("document.querySelector('.result-card').naturalWidth == 1200")
+    width = "image => image.decode().then(() => image.naturalWidth)"
+    assert page.locator(".result-card").evaluate(width) == 1200
     page.fill("#nickname", "Ana R")
     page.keyboard.press("Enter")
     page.wait_for_selector("th:has-text('Ana R')")
