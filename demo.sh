@@ -78,3 +78,4 @@ python3 wsi_model.py --patch_data_path demo/generated --csv_path $generated --te
 step "6 Figures and the report"
 python3 figures.py --results demo --output demo/report --all
 printf '\nDone in %d s. Everything is in %s; open %s\n' "$SECONDS" "$PWD/demo" "$PWD/demo/report/index.html"
+printf '\nReal or generated? The quiz on these tiles:\n  %s\n' "$PWD/.venv/bin/python web_quiz.py --real demo/tiles --generated demo/generated/patient_lung demo/generated/patient_brain --store demo/quiz/quiz.sqlite"

@@ -4,7 +4,7 @@ Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), the figures on betaVAE, 
             classifier, from results on disk only.
 Reads:  what it finds below --results: checkpoints/, images/ (or gan_generated_images/),
         expression/, fid/ (or fid_results/), conditioning/, classifier/ (or classifier_results/),
-        generated/, timings.csv (columns step, seconds).
+        generated/, quiz/ (or quiz_results/), timings.csv (columns step, seconds).
 Writes: <output>/index.html (its pictures are inside; opens without a server; lists what is missing)
         and for each figure <output>/figures/<name>.png, .pdf and .csv (the numbers).
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from report import dose, expression, scores, tiles
+from report import dose, expression, scores, study, tiles
 from report.page import Entry, page_html
 from report.style import DPI, Drawn, MissingResult, look
 from runtime.checkpoint import versions
@@ -41,6 +41,7 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Drawn]]] = {
     "conditioning": ("Evaluation", scores.draw_conditioning),
     "dose_response": ("Evaluation", dose.draw_dose_response),
     "classifier": ("Evaluation", scores.draw_classifier),
+    "reader_study": ("Evaluation", study.draw_study),
     "betavae_history": ("Gene expression", expression.draw_history),
     "betavae_latents": ("Gene expression", expression.draw_latents),
     "betavae_profiles": ("Gene expression", expression.draw_profiles),

@@ -62,6 +62,26 @@ def fid_result(sets: list[tuple[str, str]], value: float, floor: float | None) -
     }
 
 
+def study_result() -> dict:
+    """Return a reader study in the format of web_quiz.py --export."""
+    curve = {"auc": 0.75, "low": 0.5, "high": 1.0, "p": 0.04, "positives": 4, "negatives": 8}
+    curve["roc"] = [[0, 0], [0.25, 0.75], [1, 1]]
+    share = {"hits": 3, "trials": 4, "share": 0.75, "low": 0.2, "high": 0.99}
+    return {
+        "title": "Study",
+        "answers": 24,
+        "readers": [{"name": "A", **curve}, {"name": "B", **curve, "auc": None, "roc": []}],
+        "pooled": curve,
+        "mean_reader": curve,
+        "cells": [
+            {"source": source, "tissue": tissue, "called_real": share}
+            for source in ("real", "gan")
+            for tissue in ("lung", "brain")
+        ],
+        "agreement": {"fleiss_kappa_called_real": 0.25},
+    }
+
+
 def write_results(folder: Path) -> None:
     """Write a small result of every kind, in the formats of the scripts."""
     draw = np.random.default_rng(0)
@@ -163,6 +183,7 @@ def write_results(folder: Path) -> None:
         },
     )
     write_csv(folder / "cohort" / "truth.csv", donor=["SIM-1"])
+    write_json(folder / "quiz" / "study.json", study_result())
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +234,8 @@ def test_the_page_states_n_seeds_network_and_that_the_cohort_is_simulated(report
         "grouped by patient",
         "2 of 3 latent dimensions active",
         "Seed: 41",
+        "24 answers of 2 readers",
+        "AUC 0.75 of telling real from generated tiles",
     ):
         assert text in page, text
     assert "Not there yet" not in page

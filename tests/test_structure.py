@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("runtime", "data", "models", "metrics", "report")
+PACKAGES = ("runtime", "data", "models", "metrics", "report", "quiz")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
 ALL = [*MODULES, *(ROOT / f"{script}.py" for script in SCRIPTS)]
