@@ -30,8 +30,8 @@ def test_every_score_moves_as_it_should_when_tiles_get_worse(tmp_path):
     extractor = FeatureExtractor(find_network("inception"), tmp_path)
     found = measure(
         extractor,
-        real_tiles("matched/her2st/tiles", 32),
-        real_tiles("tiles/colon", 16),
+        real_tiles("matched/her2st/tiles", 48),
+        real_tiles("tiles/colon", 24),
         steps=1,
     )
     for change, ((_, before), (_, after)) in found.items():
