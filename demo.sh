@@ -38,11 +38,11 @@ python3 betaVAE_sample.py --seed 99 --config configs/demo/betavae_tissues.json -
 
 # A minute or so per model: the relativistic loss learns fastest. The published one is wgan, wganvae.
 step "2.1 GAN: tiles from noise"
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/gan_brain --model_dir $MODELS/gan_brain --num_epochs 4 --gan_type dcgan --loss_type relativistic --num_patches 600
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/gan_lung --model_dir $MODELS/gan_lung --num_epochs 6 --gan_type dcgan --loss_type relativistic --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/gan_brain --model_dir $MODELS/gan_brain --num_epochs 3 --gan_type dcgan --loss_type relativistic --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/gan_lung --model_dir $MODELS/gan_lung --num_epochs 4 --gan_type dcgan --loss_type relativistic --num_patches 600
 step "2.2 RNA-GAN: tiles from the patient's expression"
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/rna-gan_brain --model_dir $MODELS/rna-gan_brain --num_epochs 8 --gan_type dcgan --loss_type relativisticvae --num_patches 600
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/rna-gan_lung --model_dir $MODELS/rna-gan_lung --num_epochs 12 --gan_type dcgan --loss_type relativisticvae --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/rna-gan_brain --model_dir $MODELS/rna-gan_brain --num_epochs 6 --gan_type dcgan --loss_type relativisticvae --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/rna-gan_lung --model_dir $MODELS/rna-gan_lung --num_epochs 9 --gan_type dcgan --loss_type relativisticvae --num_patches 600
 step "2.3 Does the profile reach the tile? Morphology of tiles against the truth"
 for tissue in brain lung; do
   python3 measure_conditioning.py --checkpoint $MODELS/rna-gan_$tissue.model \
