@@ -87,6 +87,7 @@ def test_every_command_of_readme_and_demo_is_one_its_script_understands():
     for line in lines:
         for variable, value in replaced.items():
             line = line.replace(f"{variable} ", f"{value} ")
+        line = re.sub(r"\s+> \S+ 2>&1 &\s*$", "", line)  # in the background, messages to a file
         line = re.sub(r"\$\{?\w+\}?", "x", line.replace('"$@"', "a.json --config a.json"))
         script, *arguments = shlex.split(line)[1:]
         module = __import__(script.removesuffix(".py"))
