@@ -39,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 from data.cohort import Cohort, Profiles
-from data.morphology_truth import read_factors, read_programs
+from data.morphology_truth import known_rows, read_factors, read_programs
 from data.pixels import images_to_pixels
 from data.splits import untrained_rows
 from data.tile_sets import Tiles, TileSet, disjoint_donor_draws, open_images, stored_set
@@ -303,9 +303,7 @@ class Evaluation:
         split = load_checkpoint(path, "betavae")["split"]
         truth = read_factors(self.args.truth, table.names, FACTORS)
         held_out = untrained_rows(table, split, model.checkpoint["train_slides"])
-        rows = np.flatnonzero(held_out & np.isfinite(truth).all(axis=1))
-        if len(rows) < 4:
-            raise UserError(f"{self.args.truth}: {len(rows)} held-out donors in it; 4 are needed")
+        rows = known_rows(self.args.truth, truth, held_out)
         file = self.args.programs
         return rows, held_out, truth, read_programs(file, genes, FACTORS) if file else {}
 

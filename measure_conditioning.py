@@ -17,10 +17,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from data.expression import match_genes, read_cohort
-from data.morphology_truth import read_factors, read_programs
+from data.morphology_truth import known_rows, read_factors, read_programs
 from data.pixels import images_to_pixels
 from data.splits import untrained_rows
 from metrics.conditioning import FACTORS, measure_conditioning
@@ -84,11 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     truth = read_factors(args.truth, table.names, FACTORS)
     programs = read_programs(args.programs, gan["genes"], FACTORS) if args.programs else {}
     held_out = untrained_rows(table, betavae["split"], gan["train_slides"])
-    rows = np.flatnonzero(held_out & np.isfinite(truth).all(axis=1))
-    if len(rows) < 4:
-        raise UserError(
-            f"{args.truth}: {len(rows)} held-out donors with true factors; 4 are needed"
-        )
+    rows = known_rows(args.truth, truth, held_out)
     expression = match_genes(table, gan["genes"])[0]
     sample = profile_images(gan, betavae, args.seed, device)
 

@@ -10,6 +10,8 @@ import pandas as pd
 from runtime.errors import UserError
 from runtime.files import require_file
 
+MIN_DONORS = 4
+
 
 def read_factors(path: str, names: Sequence[str], factors: Sequence[str]) -> np.ndarray:
     """Return true factors float64 (len(names), factors), NaN for a row the table does not hold.
@@ -31,6 +33,24 @@ def read_factors(path: str, names: Sequence[str], factors: Sequence[str]) -> np.
         return frame.set_index("name")[list(factors)].astype(float).reindex(names).to_numpy()
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def known_rows(path: str, truth: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Return the row numbers of held-out donors with all true factors.
+
+    Args:
+        path: of the truth table, for errors.
+        truth: (N, factors), of `read_factors`.
+        held_out: bool (N,).
+
+    Raises:
+        UserError: there are fewer than MIN_DONORS.
+    """
+    rows = np.flatnonzero(held_out & np.isfinite(truth).all(axis=1))
+    if len(rows) < MIN_DONORS:
+        found = f"{len(rows)} held-out donors with true factors"
+        raise UserError(f"{path}: {found}; {MIN_DONORS} are needed")
+    return rows
 
 
 def read_programs(path: str, genes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:

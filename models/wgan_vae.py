@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.critic import ConditionalCritic
+from models.critic import ConditionalCritic, CriticOutput
 from models.wgan import RELATIVISTIC, critic_loss, generator_loss
 
 
@@ -133,10 +133,7 @@ def critic_objective(
     if critic.embed is not None:
         below = torch.cat([below, critic.judge(features, mismatched(condition)).score])  # (2N,)
     loss = critic_loss(loss_type, on_real.score, below)
-    if on_real.predicted_latents is not None:
-        error = regression_loss(on_real.predicted_latents, condition)
-        loss = loss + regression_weight * error
-    return loss
+    return _with_regression(loss, on_real, condition, regression_weight)
 
 
 def generator_objective(
@@ -153,7 +150,12 @@ def generator_objective(
         with torch.no_grad():
             real_scores = critic(real, condition).score
     loss = generator_loss(loss_type, on_fake.score, real_scores)
-    if on_fake.predicted_latents is not None:
-        error = regression_loss(on_fake.predicted_latents, condition)
-        loss = loss + regression_weight * error
-    return loss
+    return _with_regression(loss, on_fake, condition, regression_weight)
+
+
+def _with_regression(
+    loss: Tensor, output: CriticOutput, condition: Tensor | None, weight: float
+) -> Tensor:
+    if output.predicted_latents is None:
+        return loss
+    return loss + weight * regression_loss(output.predicted_latents, condition)
