@@ -3,16 +3,20 @@
 Prepares the betaVAE's input as RNA-GAN describes it (Cell Reports Methods 2023, 3:100534): a table
 per tissue, rows named after the slide of the same block where there is one, else after the aliquot.
 
-Inputs:  one or more tables, CSV or TSV, plain or .gz, genes in rows or in columns, Ensembl ids with
-         or without version; counts, TPM or counts per million, not logged.
-Outputs: FILE.csv, FILE.manifest.json (units, genes matched, missing and duplicated, slides paired),
-         FILE.request.json (what was asked for: the same command again repeats nothing).
+Inputs:  one or more tables, CSV, TSV or GCT, plain or compressed, genes in rows or in columns;
+         Ensembl ids with or without version, or symbols or Entrez ids with --gtf or --gene_map;
+         counts, TPM or counts per million, or their logarithms with --unit.
+Outputs: FILE.csv, its binary form in .expression_cache, FILE.manifest.json (what came from where:
+         units, genes matched, missing and duplicated, slides paired), FILE.request.json (what was
+         asked for: the same command again repeats nothing).
 
-Rules: ids are matched without version; columns of the same gene are summed; genes that a table
-lacks are 0; counts become counts per million over all genes of their table, TPM stay as they are.
+Rules: ids are matched without version, and the `_PAR_Y` copy of a gene is that gene; values of the
+same gene are added; a symbol of several wanted genes stands for the first of them; genes that a
+table lacks are 0; counts become counts per million over all genes of their table, TPM stay.
 
-    python3 prepare_expression.py --input gene_counts_lung.csv.gz --genes protein_coding.csv \\
-        --slides GTEX/lung --tissue lung --output ref_files/lung.csv
+    python3 prepare_expression.py --input GTEx_Analysis_v8_gene_tpm.gct.gz \\
+        --attributes GTEx_Analysis_v8_Annotations_SampleAttributesDS.txt --tissue "Lung" \\
+        --gtf gencode.v26.GRCh38.genes.gtf --slides GTEX/lung --output ref_files/lung.csv
     python3 prepare_expression.py --input demo/cohort/expression/lung_counts.csv.gz \\
         --slides demo/cohort/slides/lung --tissue lung --output demo/expression/lung.csv
 """
@@ -21,31 +25,38 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from data.expression import ExpressionTable, check_expression, write_expression_table
-from data.plain_tables import (
-    ORIENTATIONS,
-    PlainTable,
-    counts_per_million,
-    distinct_genes,
-    guess_unit,
-    pair_slides,
-    read_gene_list,
-    read_plain_table,
-    select_genes,
+from data.expression import (
+    ExpressionTable,
+    check_names,
+    read_expression_table,
+    write_expression_table,
 )
-from data.tiles import SLIDE_SUFFIXES
+from data.gene_annotation import GeneIds, read_gene_list, read_gene_map, read_gtf
+from data.plain_tables import ORIENTATIONS, PlainFile, PlainTable, distinct_genes
+from data.sample_attributes import (
+    SAMPLE_COLUMN,
+    TISSUE_COLUMN,
+    pair_slides,
+    read_tissues,
+    slide_names,
+)
+from data.units import LOGARITHMS, counts_per_million, guess_unit, unit_problem
 from runtime.errors import UserError, run_script
-from runtime.files import require_file, require_folder, sha256_of, write_json
+from runtime.files import require_file, sha256_of, write_json
 from runtime.run import already_done, log, start_log
 
 MIN_MATCHED = 0.5
-UNITS = ("auto", "counts", "tpm", "cpm")
+UNITS = ("auto", "counts", "tpm", "cpm", *LOGARITHMS)
 NORMALIZATIONS = ("auto", "none", "cpm")
+RULES = (
+    "ids without version, _PAR_Y as its gene; same gene added; a symbol of several genes: the first"
+    " wanted one; missing gene 0; counts per million over all genes of the input"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,91 +76,151 @@ def build_parser() -> argparse.ArgumentParser:
     genes = parser.add_argument_group("genes")
     genes.add_argument("--genes", metavar="FILE", help="gene list that fixes set and order")
     genes.add_argument(
-        "--min_matched",
-        type=float,
-        default=MIN_MATCHED,
-        help="least share of --genes in each table",
+        "--gtf", metavar="FILE",
+        help="GENCODE or Ensembl GTF: what symbols stand for, and, without --genes, the set: its"
+        " protein-coding genes",
+    )  # fmt: skip
+    genes.add_argument(
+        "--gene_map", metavar="FILE", help="table of symbols or Entrez ids and Ensembl ids"
     )
+    genes.add_argument(
+        "--gene_map_columns", nargs=2, metavar=("ID", "ENSEMBL"),
+        help="its columns, where it has more than two",
+    )  # fmt: skip
+    genes.add_argument(
+        "--min_matched", type=float, default=MIN_MATCHED,
+        help="least share of the wanted genes that each table holds, not 0 in all samples",
+    )  # fmt: skip
     values = parser.add_argument_group("values")
     values.add_argument(
-        "--unit", choices=UNITS, default="auto", help="auto: told from the values (whole: counts)"
-    )
+        "--unit", choices=UNITS, default="auto",
+        help="auto: told from the values (whole: counts); log2 is undone by 2^x, log2p1 by 2^x - 1",
+    )  # fmt: skip
     values.add_argument(
         "--normalize", choices=NORMALIZATIONS, default="auto",
         help="auto: counts to counts per million, others none",
     )  # fmt: skip
     rows = parser.add_argument_group("rows")
     rows.add_argument(
-        "--slides", metavar="DIR", help="folder of slides (or tile stores) to pair with"
+        "--attributes", metavar="FILE", help="table of sample attributes that chooses the samples"
     )
-    rows.add_argument("--tissue", help="value of the column tissue")
+    rows.add_argument(
+        "--attributes_columns", nargs=2, metavar=("SAMPLE", "TISSUE"),
+        default=[SAMPLE_COLUMN, TISSUE_COLUMN], help="its columns",
+    )  # fmt: skip
+    rows.add_argument(
+        "--tissue", help="with --attributes: the tissue to take; else value of the column tissue"
+    )
+    rows.add_argument(
+        "--slides", metavar="PATH",
+        help="folder of slides (or tile stores), or a list of their names, to pair with",
+    )  # fmt: skip
     return parser
 
 
-def convert_values(
-    path: str, values: np.ndarray, unit: str, normalize: str
+class Genes(NamedTuple):
+    """What ids stand for, the wanted genes (None: those that all tables hold), and their origin."""
+
+    ids: GeneIds
+    wanted: list[str] | None
+    origin: str
+
+
+def read_genes(arguments: argparse.Namespace) -> Genes:
+    """Return what --genes, --gtf and --gene_map say; the mapping comes before the GTF."""
+    ensembl_of: dict[str, list[str]] = {}
+    wanted, origin = None, "the tables"
+    if arguments.gtf:
+        gtf = read_gtf(arguments.gtf)
+        ensembl_of, wanted, origin = gtf.ensembl_of, gtf.protein_coding, arguments.gtf
+    if arguments.gene_map:
+        ensembl_of = ensembl_of | read_gene_map(arguments.gene_map, arguments.gene_map_columns)
+    if arguments.genes:
+        wanted, origin = read_gene_list(arguments.genes), arguments.genes
+    if wanted is not None and not wanted:
+        raise UserError(f"{origin}: no protein-coding gene in it; name the genes with --genes")
+    return Genes(GeneIds(ensembl_of), wanted, origin)
+
+
+def normalized(
+    path: Path, table: PlainTable, unit: str, normalize: str
 ) -> tuple[np.ndarray, str, str]:
     """Return the values (N, G) to keep, the unit they had and the normalization done."""
+    empty = table.facts.totals == 0
+    if empty.any():
+        raise UserError(f"{path}: sample {table.names[int(empty.argmax())]} is 0 in all genes")
     if unit == "auto":
-        unit = guess_unit(values)
-        if unit == "log":
-            raise UserError(
-                f"{path}: the largest value is {values.max():.4g}, which looks like logarithms;"
-                " undo the logarithm, or state --unit if the values are unlogged"
-            )
+        problem = unit_problem(table.facts, table.names)
+        if problem:
+            raise UserError(f"{path}: {problem}")
+        unit = guess_unit(table.facts)
     if normalize == "auto":
         normalize = "cpm" if unit == "counts" else "none"
-    return counts_per_million(values) if normalize == "cpm" else values, unit, normalize
+    values = table.values
+    if normalize == "cpm":
+        values = counts_per_million(values, table.facts.totals)
+    return values, unit, normalize
+
+
+def check_matched(
+    path: Path, table: PlainTable, genes: list[str], origin: str, least: float
+) -> None:
+    """Raise a UserError when the table holds, or expresses, too few of the wanted genes."""
+    match = table.match
+    expressed = int((table.values.max(axis=0) > 0).sum())
+    for verb, count in (("holds", len(match.matched)), ("expresses", expressed)):
+        if count < least * len(genes):
+            missing = f" (first missing: {match.missing[0]})" if match.missing else ""
+            raise UserError(
+                f"{path}: {verb} {count} of the {len(genes)} genes of {origin}, fewer than"
+                f" --min_matched {least:g}{missing}"
+            )
 
 
 def prepare_table(
-    path: str, table: PlainTable, genes: list[str], arguments: argparse.Namespace
+    file: PlainFile, table: PlainTable, genes: list[str], origin: str, options: argparse.Namespace
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the values of the wanted genes and the table's entry of the manifest."""
-    empty = table.values.sum(axis=1) == 0
-    if empty.any():
-        raise UserError(f"{path}: sample {table.names[int(empty.argmax())]} is 0 in all genes")
-    table.values, unit, normalize = convert_values(
-        path, table.values, arguments.unit, arguments.normalize
-    )
-    values, match = select_genes(table, genes)
-    if len(match.matched) < arguments.min_matched * len(genes):
-        raise UserError(
-            f"{path}: holds {len(match.matched)} of the {len(genes)} genes of {arguments.genes},"
-            f" fewer than --min_matched {arguments.min_matched:g} (first missing:"
-            f" {match.missing[0]})"
-        )
+    """Return the values of the wanted genes (N, G) and the table's entry of the manifest."""
+    values, unit, normalize = normalized(file.path, table, options.unit, options.normalize)
+    check_matched(file.path, table, genes, origin, options.min_matched)
+    match = table.match
     log.info(
         "%s: %d samples, %s, unit %s, normalization %s; genes: %d matched, %d missing (set to 0),"
-        " %d duplicated (summed)",
-        path, len(table.names), table.orientation, unit, normalize, len(match.matched),
-        len(match.missing), len(match.duplicated),
+        " %d duplicated (added), %d ambiguous (the first), %d unknown",
+        file.path, len(table.names), file.orientation, unit, normalize, len(match.matched),
+        len(match.missing), len(match.duplicated), len(match.ambiguous), len(match.unknown),
     )  # fmt: skip
     entry = {
-        "path": path,
-        "sha256": sha256_of(path),
+        "path": str(file.path),
         "samples": len(table.names),
-        "genes_in_table": len(table.genes),
-        "orientation": table.orientation,
-        "ignored": table.ignored,
+        "genes_in_table": table.genes_in_table,
+        "orientation": file.orientation,
         "unit": unit,
         "normalization": normalize,
         "matched": len(match.matched),
         "missing": match.missing,
         "duplicated": match.duplicated,
+        "ambiguous": match.ambiguous,
+        "unknown": match.unknown,
+        "ignored": table.ignored,
     }
     return values, entry
 
 
-def name_rows(names: list[str], slides_path: str | None) -> tuple[list[str], int]:
+def check_one_unit(entries: list[dict[str, Any]], normalize: str) -> None:
+    """Raise a UserError when tables of several units would be joined as they are."""
+    first = entries[0]
+    for entry in entries[1:]:
+        if entry["unit"] != first["unit"] and normalize != "cpm":
+            raise UserError(
+                f"{entry['path']}: unit {entry['unit']}, but {first['path']} has {first['unit']};"
+                " prepare them apart, or bring both to counts per million with --normalize cpm"
+            )
+
+
+def name_rows(names: list[str], slides_path: str) -> tuple[list[str], int]:
     """Return the rows' names, slides where a sample has one, and the number of those."""
-    if slides_path is None:
-        return names, 0
-    slides = [
-        entry.name
-        for entry in sorted(Path(slides_path).iterdir())
-        if entry.suffix.lower() in SLIDE_SUFFIXES
-    ]
+    slides = slide_names(slides_path)
     pairs = pair_slides(names, slides)
     paired = sum(pair is not None for pair in pairs)
     if not paired:
@@ -159,6 +230,29 @@ def name_rows(names: list[str], slides_path: str | None) -> tuple[list[str], int
         )
     log.info("%d of %d samples have a slide; %d slides", paired, len(names), len(slides))
     return [pair or name for pair, name in zip(pairs, names, strict=True)], paired
+
+
+def join_rows(
+    files: list[PlainFile],
+    tables: list[PlainTable],
+    tissues: dict[str, str] | None,
+    arguments: argparse.Namespace,
+) -> tuple[list[str], pd.DataFrame, int]:
+    """Return the rows' names, their annotations and how many have a slide."""
+    names = [name for table in tables for name in table.names]
+    notes = pd.concat([table.annotations for table in tables], ignore_index=True)
+    row_names, paired = names, 0
+    if arguments.slides:
+        row_names, paired = name_rows(names, arguments.slides)
+        notes["sample"] = names
+    if len(files) > 1:
+        stems = [file.path.name.split(".")[0] for file in files]
+        notes["series"] = np.repeat(stems, [len(table.names) for table in tables])
+    if tissues is not None:
+        notes["tissue"] = [tissues[name] for name in names]
+    elif arguments.tissue:
+        notes["tissue"] = arguments.tissue
+    return row_names, notes, paired
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -175,52 +269,64 @@ def main(argv: list[str] | None = None) -> int | None:
     manifest_path, record = (
         output.with_name(f"{stem}.{what}.json") for what in ("manifest", "request")
     )
-    inputs = [str(require_file(path, "expression table")) for path in arguments.input]
+    about = {
+        "gene list": arguments.genes, "GTF": arguments.gtf, "gene map": arguments.gene_map,
+        "table of sample attributes": arguments.attributes,
+    }  # fmt: skip
+    sources = dict.fromkeys(arguments.input, "expression table")
+    sources |= {path: what for what, path in about.items() if path}
     request = {
         **{key: value for key, value in vars(arguments).items() if key != "overwrite"},
-        "sha256": [sha256_of(path) for path in inputs],
-        "genes_sha256": sha256_of(require_file(arguments.genes, "gene list"))
-        if arguments.genes
-        else None,
-        "slide_names": sorted(
-            entry.name for entry in require_folder(arguments.slides, "slide folder").iterdir()
-        )
-        if arguments.slides
-        else None,
+        "sha256": {path: sha256_of(require_file(path, what)) for path, what in sources.items()},
+        "slide_names": slide_names(arguments.slides) if arguments.slides else None,
     }
     if already_done(record, request, [output, manifest_path], arguments.overwrite):
         return
 
     # Data
-    tables = [read_plain_table(path, arguments.orientation) for path in inputs]
-    genes = read_gene_list(arguments.genes) if arguments.genes else distinct_genes(tables)
-    parts, entries = [], []
-    for path, table in zip(inputs, tables, strict=True):
-        values, entry = prepare_table(path, table, genes, arguments)
-        parts.append(values.astype(np.float32))
-        entries.append(entry)
-    names = [name for table in tables for name in table.names]
-    row_names, paired = name_rows(names, arguments.slides)
-    annotations = pd.concat([table.annotations for table in tables], ignore_index=True)
-    if arguments.slides:
-        annotations["sample"] = names
-    if arguments.tissue:
-        annotations["tissue"] = arguments.tissue
-    table = ExpressionTable(row_names, genes, np.concatenate(parts), annotations)
-    check_expression(table, ", ".join(inputs))
+    ids, genes, origin = read_genes(arguments)
+    files = [PlainFile(path, ids, arguments.orientation) for path in arguments.input]
+    tissues = None
+    if arguments.attributes:
+        tissues = read_tissues(
+            arguments.attributes, arguments.tissue, *arguments.attributes_columns
+        )
+    if genes is None:
+        genes = distinct_genes(files)
+        if not genes:
+            raise UserError(f"{', '.join(arguments.input)}: no gene is in all tables")
+    logarithm = arguments.unit if arguments.unit in LOGARITHMS else None
+    tables, entries, parts = [], [], []
+    for file in files:
+        table = file.read(genes, tissues, logarithm)
+        values, entry = prepare_table(file, table, genes, origin, arguments)
+        tables.append(table)
+        parts.append(values)
+        entries.append({"sha256": request["sha256"][str(file.path)], **entry})
+    check_one_unit(entries, arguments.normalize)
+    row_names, notes, paired = join_rows(files, tables, tissues, arguments)
+    expression = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    table = ExpressionTable(row_names, genes, expression, notes)
+    check_names(row_names, genes, ", ".join(arguments.input))
+    silent = [genes[column] for column in np.flatnonzero(expression.max(axis=0) == 0)]
+    log.info("%d genes are 0 in all samples", len(silent))
 
     # Results
     manifest = {
         "output": str(output),
         "rows": len(table),
         "genes": len(genes),
+        "genes_from": origin,
+        "zero_in_all_samples": silent,
         "rows_with_a_slide": paired,
-        "rules": "ids without version; same gene summed; missing gene 0; counts per million"
-        " over all genes of the input",
+        "rows_per_tissue": notes.get("tissue", pd.Series(dtype=str)).value_counts().to_dict(),
+        "rules": RULES,
         "inputs": entries,
+        "other_sources": {path: request["sha256"][path] for path in about.values() if path},
     }
-    write_expression_table(output, table)
     write_json(manifest_path, manifest)
+    write_expression_table(output, table)
+    read_expression_table(output)  # what was written is what later stages find, parsed once
     write_json(record, request)
     log.info(
         "%s: %d samples x %d genes (report: %s)", output, len(table), len(genes), manifest_path

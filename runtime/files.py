@@ -15,6 +15,10 @@ import pandas as pd
 from runtime.errors import UserError
 
 
+class CannotWrite(UserError):
+    """An output has no place: a folder that may not be written to, a full disk."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
@@ -23,7 +27,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary file is removed and `path` is left as it was.
 
     Raises:
-        UserError: the folder cannot be written to.
+        CannotWrite: a UserError; the folder cannot be written to.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -34,7 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise CannotWrite(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

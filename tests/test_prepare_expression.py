@@ -9,14 +9,10 @@ import pandas as pd
 import pytest
 
 from data.expression import read_expression_table
-from data.plain_tables import (
-    guess_unit,
-    is_gene,
-    pair_slides,
-    read_gene_list,
-    read_plain_table,
-    unversioned,
-)
+from data.gene_annotation import GeneIds, is_gene, read_gene_list, unversioned
+from data.plain_tables import PlainFile
+from data.sample_attributes import pair_slides
+from data.units import ValueFacts, guess_unit
 from prepare_expression import main
 from runtime.errors import UserError
 
@@ -75,10 +71,14 @@ def test_tpm_are_kept_and_counts_can_be(tmp_path):
 
 
 def test_unit_is_told_from_the_values():
-    assert guess_unit(COUNTS.astype(float)) == "counts"
-    assert guess_unit(COUNTS * 1e5 + 0.5) == "counts"
-    assert guess_unit(cpm(COUNTS + 0.123)) == "tpm"
-    assert guess_unit(np.log2(COUNTS + 1)) == "log"
+    tables = {
+        "counts": (COUNTS, COUNTS * 1e5 + 0.5),
+        "tpm": (cpm(COUNTS + 0.123),),
+        "log": (np.log2(COUNTS + 1),),
+        "mixed": (np.concatenate([COUNTS, cpm(COUNTS + 0.123)]),),
+    }
+    for unit, values in tables.items():
+        assert [guess_unit(ValueFacts.of(part)) for part in values] == [unit] * len(values)
 
 
 def test_gene_list_fixes_set_and_order(tmp_path):
@@ -172,9 +172,11 @@ def test_columns_and_rows_that_are_no_samples_and_no_genes_are_left_out(tmp_path
     frame.insert(2, "Length", 1000)
     frame.loc[5] = ["__no_feature", "", 0, 9, 9, 9]
     frame.to_csv(tmp_path / "a.csv", index=False)
-    table = read_plain_table(tmp_path / "a.csv")
+    file = PlainFile(tmp_path / "a.csv", GeneIds())
+    assert file.gene_ids() == VERSIONED
+    table = file.read(VERSIONED)
     assert table.names == SAMPLES
-    assert table.genes == VERSIONED
+    assert table.genes_in_table == len(GENES)
     assert table.ignored == ["Description", "Length", "__no_feature"]
 
 
@@ -184,15 +186,16 @@ def test_row_names_as_r_writes_them_are_read(tmp_path):
         f"{gene}\t" + "\t".join(map(str, row)) for gene, row in zip(GENES, COUNTS.T, strict=True)
     ]
     (tmp_path / "a.tsv").write_text("\n".join(lines))
-    table = read_plain_table(tmp_path / "a.tsv")
-    assert (table.names, table.genes) == (SAMPLES, GENES)
+    file = PlainFile(tmp_path / "a.tsv", GeneIds())
+    table = file.read(GENES)
+    assert (table.names, file.gene_ids()) == (SAMPLES, GENES)
     assert np.array_equal(table.values, COUNTS)
 
 
 def test_gct_header_lines_are_skipped(tmp_path):
     body = genes_in_rows(tmp_path / "a.csv", sep="\t").read_text()
     (tmp_path / "a.gct").write_text("#1.2\n5\t3\n" + body)
-    assert read_plain_table(tmp_path / "a.gct").names == SAMPLES
+    assert PlainFile(tmp_path / "a.gct", GeneIds()).read(GENES).names == SAMPLES
 
 
 def test_gene_ids_are_recognised_and_stripped():

@@ -177,10 +177,10 @@ def test_donor_is_read_from_gtex_names_and_other_names_stand_for_themselves():
         ("wsi_file_name,rna_a\nx,\n", "x, gene a: nan"),
         ("wsi_file_name,rna_a\nx,-2\n", "x, gene a: -2"),
         ("wsi_file_name,rna_a\nx,inf\n", "x, gene a: inf"),
-        ("wsi_file_name,rna_a\nx,one\n", "cannot be read"),
+        ("wsi_file_name,rna_a\nx,one\n", "x, rna_a: 'one' is not a number"),
         ("wsi_file_name,rna_a\nx,1\nx,2\n", "row x appears more than once"),
         ("wsi_file_name,rna_a\n", "no rows"),
-        ("", "cannot be read"),
+        ("", "no rows"),
     ],
 )
 def test_a_bad_table_is_one_line(tmp_path, text, message):
