@@ -54,13 +54,15 @@ class GeneIds:
         An Ensembl id stands for itself; any other id for what the mapping says, with `rna_` and
         `entrez` set aside; a name with `rna_` that no mapping knows stands for itself.
         """
-        if ENSEMBL_GENE.fullmatch(text):
-            return (text,)
         plain = text.removeprefix(GENE_PREFIX)
         if ENSEMBL_GENE.fullmatch(plain):
             return (plain,)
-        found = self.ensembl_of.get(plain) or self.ensembl_of.get(ENTREZ.sub("", plain, count=1))
-        return found or ((plain,) if plain != text else ())
+        return self.mapped(plain) or ((plain,) if plain != text else ())
+
+    def mapped(self, text: str) -> Sequence[str]:
+        """Return what the mapping says of a symbol or Entrez id; nothing where it does not know."""
+        plain = text.removeprefix(GENE_PREFIX)
+        return self.ensembl_of.get(plain) or self.ensembl_of.get(ENTREZ.sub("", plain, count=1), ())
 
     def is_known(self, text: str) -> bool:
         """Return whether an id stands for any gene."""

@@ -135,8 +135,7 @@ class PlainFile:
                 " names go there"
             )
         self.genes = known
-        if any(unversioned(header[c]) not in map(unversioned, self.ids.genes_of(header[c]))
-               for c in known):  # fmt: skip
+        if any(self.ids.mapped(header[column]) for column in known):
             # Names are mapped, so one that is not known may be a gene as well.
             text = self._text_columns()
             numbers = (column for column in range(known[0], len(header)) if column not in text)
@@ -214,8 +213,11 @@ class PlainFile:
         header = self.file.header
         ids = [header[column] for column in self.genes]
         columns = [targets.take(text) for text in ids]
-        source = [number for number, column in enumerate(columns) if column is not None]
-        target = [column for column in columns if column is not None]
+        first: dict[int, int] = {}  # column of the wanted list to that of the table
+        again = []
+        for number, column in enumerate(columns):
+            if column is not None and first.setdefault(column, number) != number:
+                again.append((column, number))
         names: list[str] = []
         notes: list[list[str]] = []
         parts, facts, seen = [], [], 0
@@ -230,7 +232,9 @@ class PlainFile:
             found = [found[row] for row in kept]
             rows = self._checked(block[kept], found, ids, logarithm)  # (n, genes in table)
             part = np.zeros((len(kept), len(targets.genes)), np.float32)
-            np.add.at(part.T, target, rows[:, source].T)
+            part[:, list(first)] = rows[:, list(first.values())]
+            for column, number in again:
+                part[:, column] += rows[:, number]
             names += found
             notes += [texts[row][1:] for row in kept]
             parts.append(part)
