@@ -112,7 +112,8 @@ def _open(matrix: Path, rest: Path) -> Parsed | None:
         values = np.load(matrix, mmap_mode="c", allow_pickle=False)
     except (UserError, ValueError, EOFError, OSError):
         return None
-    return Parsed(values, facts) if len(values) == len(facts["names"]) else None
+    is_whole = isinstance(facts, dict) and len(values) == len(facts.get("names", ()))
+    return Parsed(values, facts) if is_whole else None
 
 
 def _write(handle: IO[bytes], parser: Parser) -> tuple[tuple[int, int], int]:
