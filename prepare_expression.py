@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ from data.expression import (
     read_expression_table,
     write_expression_table,
 )
-from data.gene_annotation import GeneIds, read_gene_list, read_gene_map, read_gtf
+from data.gene_annotation import read_genes
 from data.plain_tables import ORIENTATIONS, PlainFile, PlainTable, distinct_genes
 from data.sample_attributes import (
     SAMPLE_COLUMN,
@@ -45,7 +45,7 @@ from data.sample_attributes import (
     read_tissues,
     slide_names,
 )
-from data.units import LOGARITHMS, counts_per_million, guess_unit, unit_problem
+from data.units import LOGARITHMS, normalized
 from runtime.errors import UserError, run_script
 from runtime.files import require_file, sha256_of, write_json
 from runtime.run import already_done, log, start_log
@@ -118,50 +118,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Genes(NamedTuple):
-    """What ids stand for, the wanted genes (None: those that all tables hold), and their origin."""
-
-    ids: GeneIds
-    wanted: list[str] | None
-    origin: str
-
-
-def read_genes(arguments: argparse.Namespace) -> Genes:
-    """Return what --genes, --gtf and --gene_map say; the mapping comes before the GTF."""
-    ensembl_of: dict[str, list[str]] = {}
-    wanted, origin = None, "the tables"
-    if arguments.gtf:
-        gtf = read_gtf(arguments.gtf)
-        ensembl_of, wanted, origin = gtf.ensembl_of, gtf.protein_coding, arguments.gtf
-    if arguments.gene_map:
-        ensembl_of = ensembl_of | read_gene_map(arguments.gene_map, arguments.gene_map_columns)
-    if arguments.genes:
-        wanted, origin = read_gene_list(arguments.genes), arguments.genes
-    if wanted is not None and not wanted:
-        raise UserError(f"{origin}: no protein-coding gene in it; name the genes with --genes")
-    return Genes(GeneIds(ensembl_of), wanted, origin)
-
-
-def normalized(
-    path: Path, table: PlainTable, unit: str, normalize: str
-) -> tuple[np.ndarray, str, str]:
-    """Return the values (N, G) to keep, the unit they had and the normalization done."""
-    empty = table.facts.totals == 0
-    if empty.any():
-        raise UserError(f"{path}: sample {table.names[int(empty.argmax())]} is 0 in all genes")
-    if unit == "auto":
-        problem = unit_problem(table.facts, table.names)
-        if problem:
-            raise UserError(f"{path}: {problem}")
-        unit = guess_unit(table.facts)
-    if normalize == "auto":
-        normalize = "cpm" if unit == "counts" else "none"
-    values = table.values
-    if normalize == "cpm":
-        values = counts_per_million(values, table.facts.totals)
-    return values, unit, normalize
-
-
 def check_matched(
     path: Path, table: PlainTable, genes: list[str], origin: str, least: float
 ) -> None:
@@ -181,7 +137,12 @@ def prepare_table(
     file: PlainFile, table: PlainTable, genes: list[str], origin: str, options: argparse.Namespace
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the values of the wanted genes (N, G) and the table's entry of the manifest."""
-    values, unit, normalize = normalized(file.path, table, options.unit, options.normalize)
+    try:
+        values, unit, normalize = normalized(
+            table.values, table.facts, table.names, options.unit, options.normalize
+        )
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from error
     check_matched(file.path, table, genes, origin, options.min_matched)
     match = table.match
     log.info(
@@ -284,7 +245,9 @@ def main(argv: list[str] | None = None) -> int | None:
         return
 
     # Data
-    ids, genes, origin = read_genes(arguments)
+    ids, genes, origin = read_genes(
+        arguments.genes, arguments.gtf, arguments.gene_map, arguments.gene_map_columns
+    )
     files = [PlainFile(path, ids, arguments.orientation) for path in arguments.input]
     tissues = None
     if arguments.attributes:
@@ -297,12 +260,12 @@ def main(argv: list[str] | None = None) -> int | None:
             raise UserError(f"{', '.join(arguments.input)}: no gene is in all tables")
     logarithm = arguments.unit if arguments.unit in LOGARITHMS else None
     tables, entries, parts = [], [], []
-    for file in files:
+    for path, file in zip(arguments.input, files, strict=True):
         table = file.read(genes, tissues, logarithm)
         values, entry = prepare_table(file, table, genes, origin, arguments)
         tables.append(table)
         parts.append(values)
-        entries.append({"sha256": request["sha256"][str(file.path)], **entry})
+        entries.append({"sha256": request["sha256"][path], **entry})
     check_one_unit(entries, arguments.normalize)
     row_names, notes, paired = join_rows(files, tables, tissues, arguments)
     expression = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -324,10 +287,10 @@ def main(argv: list[str] | None = None) -> int | None:
         "inputs": entries,
         "other_sources": {path: request["sha256"][path] for path in about.values() if path},
     }
-    write_json(manifest_path, manifest)
     write_expression_table(output, table)
-    read_expression_table(output)  # what was written is what later stages find, parsed once
+    write_json(manifest_path, manifest)
     write_json(record, request)
+    read_expression_table(output)  # so that later stages find it parsed
     log.info(
         "%s: %d samples x %d genes (report: %s)", output, len(table), len(genes), manifest_path
     )

@@ -221,7 +221,7 @@ def read_cohort(paths: Sequence[str | Path]) -> ExpressionTable:
             raise UserError(
                 f"{path}: genes differ from {paths[0]}: {different[1]} instead of {different[0]}"
             )
-        if unit != read[0][1] and len(table.genes) >= LEAST_GENES:
+        if {unit, read[0][1]} == {"counts", "tpm"} and len(table.genes) >= LEAST_GENES:
             raise UserError(
                 f"{path}: its values look like {unit}, those of {paths[0]} like {read[0][1]};"
                 " prepare_expression.py brings tables to one unit"

@@ -236,3 +236,35 @@ def read_gene_list(path: str | Path) -> list[str]:
     if plain.has_duplicates:
         raise UserError(f"{path}: gene {plain[plain.duplicated()][0]} is listed more than once")
     return genes
+
+
+class Genes(NamedTuple):
+    """What ids stand for, the wanted genes (None: those that all tables hold), and their origin."""
+
+    ids: GeneIds
+    wanted: list[str] | None
+    origin: str
+
+
+def read_genes(
+    genes: str | None, gtf: str | None, gene_map: str | None, columns: Sequence[str] | None = None
+) -> Genes:
+    """Return what a gene list, a GTF and a gene map say together.
+
+    The list says which genes are wanted; without one the GTF's protein-coding genes are. What a
+    symbol stands for the map says, and the GTF where the map does not.
+
+    Raises:
+        UserError: as the three readers; also a GTF without protein-coding genes and no list.
+    """
+    ensembl_of: dict[str, list[str]] = {}
+    wanted, origin = None, "the tables"
+    if gtf:
+        (ensembl_of, wanted), origin = read_gtf(gtf), gtf
+    if gene_map:
+        ensembl_of = ensembl_of | read_gene_map(gene_map, columns)
+    if genes:
+        wanted, origin = read_gene_list(genes), genes
+    if wanted is not None and not wanted:
+        raise UserError(f"{origin}: no protein-coding gene in it; name the genes with --genes")
+    return Genes(GeneIds(ensembl_of), wanted, origin)

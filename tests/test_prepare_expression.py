@@ -79,6 +79,20 @@ def test_unit_is_told_from_the_values():
     }
     for unit, values in tables.items():
         assert [guess_unit(ValueFacts.of(part)) for part in values] == [unit] * len(values)
+    # Counts per million of a shallow sample are whole numbers, and no counts for that.
+    shallow = np.array([[300, 700, 0], [333, 1, 0]])
+    assert guess_unit(ValueFacts.of(cpm(shallow))) == "tpm"
+
+
+def test_facts_of_parts_are_the_facts_of_the_whole():
+    values = np.concatenate([COUNTS * 6, COUNTS + 0.5, 0 * COUNTS])
+    whole = ValueFacts.of(values)
+    assert whole.divisor.tolist() == [60, 30, 6, 0, 0, 0, 0, 0, 0]
+    by_genes = ValueFacts.of(values[:, :2]).and_genes(ValueFacts.of(values[:, 2:]))
+    by_rows = ValueFacts.joined([ValueFacts.of(values[:4]), ValueFacts.of(values[4:])])
+    for parts in (by_genes, by_rows):
+        for fact, expected in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(fact, expected)
 
 
 def test_gene_list_fixes_set_and_order(tmp_path):

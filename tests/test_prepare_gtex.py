@@ -98,6 +98,11 @@ def test_tissue_is_taken_by_its_own_name_or_by_its_group(gtex, tissue, count):
         assert table.annotations.tissue.tolist() == TISSUES * 20
 
 
+def test_path_may_be_written_in_any_way(gtex):
+    _, manifest = prepare("--input", "./tpm.gct.gz", "--attributes", ".//attributes.txt")
+    assert len(manifest["inputs"][0]["sha256"]) == 64
+
+
 def test_later_stages_find_the_values_parsed(gtex):
     table, _ = prepare(*GCT, "--tissue", "Lung")
     assert len(list(Path(CACHE_FOLDER).glob("out.csv.*.npy"))) == 1
