@@ -240,6 +240,21 @@ def test_process_ends_with_code_2_on_bad_input(gtex, number):
     assert not Path("made").exists()
 
 
+@pytest.mark.parametrize("step", ["write_expression_table", "read_expression_table"])
+def test_same_command_continues_where_a_killed_one_was(gtex, step):
+    code = (
+        f"import os, sys, signal\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "import prepare_expression as script\n"
+        f"script.{step} = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "script.main(sys.argv[1:])"
+    )
+    command = [*GCT, "--tissue", "Lung"]
+    killed = subprocess.run([sys.executable, "-c", code, *command, "--output", "out.csv"])
+    assert killed.returncode == -9
+    table, _ = prepare(*command)
+    np.testing.assert_allclose(table.expression, TPM[::3], rtol=1e-5, atol=1.01)
+
+
 def test_tissue_of_one_sample_is_kept_and_named(gtex):
     Path("one.txt").write_text(f"SAMPID\tSMTSD\n{SAMPLES[7]}\tLung\n")
     table, manifest = prepare("--input", "tpm.gct.gz", "--attributes", "one.txt")
