@@ -69,16 +69,26 @@ class DelimitedFile:
     Comment lines, the two lines that begin a GCT file and blank lines are passed over; a header
     without a name for the row names (as R writes it) is completed.
 
+    Args:
+        path: the file.
+        what: names it in errors.
+        may_repeat: says of a column's name whether it may appear again; None: none may.
+
     Attributes:
         path: the file.
         separator: tab or comma.
-        header: a name per column; none repeats.
+        header: a name per column.
 
     Raises:
         UserError: missing, truncated or binary file, no rows, or a column that appears twice.
     """
 
-    def __init__(self, path: str | Path, what: str = "table") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        what: str = "table",
+        may_repeat: Callable[[str], bool] | None = None,
+    ) -> None:
         self.path = require_file(path, what)
         with reading(self.path), open_text(self.path) as (text, _):
             lines = _content(text)
@@ -89,7 +99,7 @@ class DelimitedFile:
             self.header = ["", *self.header]
         seen: set[str] = set()
         for name in self.header:
-            if name in seen:
+            if name in seen and not (may_repeat and may_repeat(name)):
                 raise UserError(f"{self.path}: column {name} appears more than once")
             seen.add(name)
         if not first:

@@ -22,7 +22,10 @@ from runtime.errors import UserError
 
 ORIENTATIONS = ("auto", "genes_in_rows", "genes_in_columns")
 # Columns of gene tables that hold numbers and are no samples.
-GENE_FACTS = {"chr", "chrom", "chromosome", "start", "end", "strand", "length", "entrez"}
+GENE_FACTS = {
+    "chr", "chrom", "chromosome", "start", "end", "strand", "length", "gene_length", "width",
+    "entrez", "entrezid", "entrez_id",
+}  # fmt: skip
 # Rows of counting programs that are no genes (HTSeq, STAR), and spike-ins.
 NO_GENE = re.compile(r"__|N_(unmapped|multimapping|noFeature|ambiguous)$|ERCC-")
 # Where the gene column is looked for, and rows looked at to tell numbers from text.
@@ -71,7 +74,7 @@ class PlainFile:
     """
 
     def __init__(self, path: str | Path, ids: GeneIds, orientation: str = "auto") -> None:
-        self.file = DelimitedFile(path, "expression table")
+        self.file = DelimitedFile(path, "expression table", may_repeat=ids.is_known)
         self.path, self.ids = self.file.path, ids
         self.ignored: list[str] = []
         header = self.file.header

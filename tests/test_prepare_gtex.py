@@ -139,6 +139,16 @@ def test_symbols_and_entrez_ids_become_ensembl_ids(gtex, orientation, kind):
     assert manifest["inputs"][0]["unknown"] == ["notagene"]
 
 
+@pytest.mark.parametrize("orientation", ["genes_in_rows", "genes_in_columns"])
+def test_values_of_a_symbol_that_appears_twice_are_added(gtex, orientation):
+    frame = pd.DataFrame(TPM[:3], index=list("abc"), columns=[*SYMBOLS[:39], SYMBOLS[0]])
+    frame = frame.T if orientation == "genes_in_rows" else frame
+    frame.to_csv("series.csv")
+    table, manifest = prepare("--input", "series.csv", "--gtf", "genes.gtf")
+    np.testing.assert_allclose(table.expression[:, 0], TPM[:3, [0, 39]].sum(axis=1), rtol=1e-5)
+    assert manifest["inputs"][0]["duplicated"] == [SYMBOLS[0]]
+
+
 def test_series_of_other_genes_are_brought_to_one_list(gtex):
     pd.DataFrame(TPM[:4, :35], index=list("abcd"), columns=GENES[:35]).to_csv("one.csv")
     pd.DataFrame(TPM[4:6, 5:].T, index=SYMBOLS[5:], columns=list("xy")).to_csv("two.csv")
