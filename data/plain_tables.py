@@ -255,7 +255,8 @@ class PlainFile:
         self, values: np.ndarray, names: list[str], ids: list[str], logarithm: str | None
     ) -> np.ndarray:
         if logarithm is not None:
-            values = LOGARITHMS[logarithm](values)
+            with np.errstate(over="ignore"):  # infinite values are refused below
+                values = LOGARITHMS[logarithm](values)
         check_values(values, names, [text.removeprefix(GENE_PREFIX) for text in ids], self.path)
         return values
 

@@ -216,6 +216,7 @@ def bad_inputs():
         ("--input", "twice.gct", *lung): f"twice.gct: column {SAMPLES[0]} appears more than once",
         ("--input", "tpm.csv", "counts.csv"): "counts.csv: unit counts, but tpm.csv has tpm",
         ("--input", "rows.csv"): "rows.csv: mixed units: c looks like counts, a like TPM",
+        ("--input", "tpm.csv", "--unit", "log2"): "tpm.csv: a, gene .*: inf is not an expression",
         ("--input", "tpm.csv", "tpm.csv"): "row a appears more than once",
         (*GCT, "--tissue", "Lungs"): "attributes.txt: no sample of tissue 'Lungs'; did you mean",
         ("--input", "tpm.gct.gz", "--attributes", "no.txt"): "no.txt: table of sample attributes",
