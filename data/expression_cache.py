@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -43,7 +43,7 @@ class Parser(Protocol):
         """Return the rest, as JSON keeps it."""
 
 
-def read_cached(path: Path, make_parser: type[Parser] | Any) -> Parsed:
+def read_cached(path: Path, make_parser: Callable[[Path], Parser]) -> Parsed:
     """Return a table from its cache, which is written at the first read or after a change.
 
     The values are mapped copy-on-write: they take no memory until they are read, and a change to
@@ -80,7 +80,7 @@ def read_cached(path: Path, make_parser: type[Parser] | Any) -> Parsed:
             matrix.parent.rmdir()  # only where it is empty
 
 
-def _read_uncached(path: Path, make_parser: type[Parser] | Any) -> Parsed:
+def _read_uncached(path: Path, make_parser: Callable[[Path], Parser]) -> Parsed:
     key, parser = _key(path), make_parser(path)
     try:
         with tempfile.TemporaryFile() as handle:
