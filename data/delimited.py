@@ -23,7 +23,7 @@ from runtime.files import require_file
 # By content, because browsers unpack downloads and leave the suffix.
 COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 # Cells and rows parsed at a time: tens of megabytes, whatever the table's form.
-BLOCK_CELLS, BLOCK_ROWS = 4_000_000, 4096
+BLOCK_CELLS, BLOCK_ROWS = 2_000_000, 4096
 # Comments of featureCounts and Expression Atlas; lines of GEO series matrices.
 COMMENTS = ("#", "!")
 BLANK = {"", "na", "nan", "n/a", "null"}

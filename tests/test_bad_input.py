@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
+from data.expression_cache import CACHE_FOLDER
+
 ROOT = Path(__file__).resolve().parent.parent
 
 TRAIN_VAE = "betaVAE_training.py --config betavae.json"
@@ -106,9 +108,10 @@ CASES = {
 
 
 def listing(root):
-    return {
-        str(path.relative_to(root)) for path in root.rglob("*") if "__pycache__" not in str(path)
-    }
+    """Return what lies in a folder, but for caches, which may come and go."""
+    caches = {"__pycache__", CACHE_FOLDER}
+    found = (path.relative_to(root) for path in root.rglob("*"))
+    return {str(path) for path in found if not caches & {*path.parts}}
 
 
 @pytest.mark.parametrize("case", CASES)
