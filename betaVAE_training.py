@@ -39,7 +39,13 @@ from models.profiles import BATCH, ExpressionScaler, ProfileEncoder
 from models.schedules import kl_weight, learning_rate
 from runtime.checkpoint import check_genes, check_same_recipe, load_checkpoint, save_checkpoint
 from runtime.config import BetaVAEConfig, load_config, unused_keys
-from runtime.device import autocast, choose_device, uses_bfloat16
+from runtime.device import (
+    autocast,
+    bfloat16_products,
+    choose_device,
+    use_large_pages,
+    uses_bfloat16,
+)
 from runtime.distributed import Processes, join_processes, leave_processes, start_on_all_devices
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_csv, write_json
@@ -197,7 +203,7 @@ def train(
     """Train to the end, from the start or the last checkpoint; the checkpoints are the result."""
     table, split, rows = data
     folder, settings = Path(config.save_dir), config.model_dump()
-    bfloat16 = uses_bfloat16(config.precision, device)
+    bfloat16, on_cpu = uses_bfloat16(config.precision, device), device.type == "cpu"
 
     # Model and optimiser
     model_args = {
@@ -274,12 +280,13 @@ def train(
             optimizer.param_groups[0]["lr"] = rate
             beta = kl_weight(config.beta, step, config.kl_warmup_epochs * steps)
             target = scaler.scale(profiles)  # (N, G)
-            with autocast(device, bfloat16):
-                output = model(target, noise)
-            loss = betavae_loss(output, target, beta, count)
             optimizer.zero_grad(set_to_none=True)
-            # Shares' losses add up to the batch's; processes are averaged.
-            (processes.size * loss.total).backward()
+            with bfloat16_products(bfloat16 and on_cpu):
+                with autocast(device, bfloat16 and not on_cpu):
+                    output = model(target, noise)
+                loss = betavae_loss(output, target, beta, count)
+                # Shares' losses add up to the batch's; processes are averaged.
+                (processes.size * loss.total).backward()
             losses = processes.size * torch.stack(loss).detach()
             processes.average([*(weight.grad for weight in model.parameters()), losses])
             optimizer.step()
@@ -373,6 +380,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Run directory, log, seed, device
     start_log()
+    use_large_pages()
     seed_everything(args.seed)
     device = choose_device(config.device)
     folder = Path(config.save_dir)
