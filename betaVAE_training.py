@@ -24,7 +24,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,9 @@ from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_csv, write_json
 from runtime.run import log, start_log, summary_writer, write_run_record
 from runtime.seeds import derived_seed, seed_everything
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 # Keys that may change when a run is continued.
 FREE = (
@@ -192,20 +195,44 @@ def validate(
     return {f"val_{name}": value for name, value in zip(LOSSES, values, strict=True)}
 
 
-def train(
+@dataclass
+class Run:
+    """Everything a checkpoint is made of."""
+
+    folder: Path
+    model_args: dict[str, Any]
+    model: BetaVAE
+    optimizer: torch.optim.Optimizer
+    scaler: ExpressionScaler
+    progress: Progress
+    constants: dict[str, Any]
+
+    def save(self, name: str, **more: Any) -> None:
+        """Write a checkpoint."""
+        content = {
+            "model_args": self.model_args,
+            "model": self.model.state_dict(),
+            "scaler": self.scaler.to_checkpoint(),
+            **self.constants,
+            **self.progress.to_checkpoint(),
+            **more,
+        }
+        save_checkpoint(self.folder / name, "betavae", content)
+
+    def save_last(self) -> None:
+        """Write the checkpoint that the run continues from."""
+        self.save("model_dict_last.pt", optimizer=self.optimizer.state_dict())
+
+
+def start_or_continue(
     args: argparse.Namespace,
     config: BetaVAEConfig,
     data: tuple[ExpressionTable, dict, dict],
     progress: Progress,
     device: torch.device,
-    processes: Processes,
-) -> None:
-    """Train to the end, from the start or the last checkpoint; the checkpoints are the result."""
+) -> Run:
+    """Return the run at its start, from given weights or none, or at its last checkpoint."""
     table, split, rows = data
-    folder, settings = Path(config.save_dir), config.model_dump()
-    bfloat16, on_cpu = uses_bfloat16(config.precision, device), device.type == "cpu"
-
-    # Model and optimiser
     model_args = {
         "genes": config.rna_features,
         "hidden_dims": config.hidden_dims,
@@ -221,65 +248,58 @@ def train(
         weight_decay=config.weights_decay,
         fused=device.type != "mps",
     )
-
-    # Resume
+    folder = Path(config.save_dir)
     if progress.epoch or progress.step:
         state = load_checkpoint(folder / "model_dict_last.pt", "betavae")
         scaler = ExpressionScaler.from_checkpoint(state["scaler"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        del state  # it maps the file
         log.info("%s: continues in epoch %d", folder, progress.epoch + 1)
     else:
         scaler = ExpressionScaler.fit(table.expression, config.expression_transform, rows["train"])
         if args.checkpoint:
             model.load_state_dict(initial_weights(args.checkpoint, model_args, table))
     progress.sums = progress.sums.to(device)
-    log.info(
-        "%s; %d process(es) on %s%s",
-        ", ".join(f"{len(value)} {key}" for key, value in rows.items()),
-        processes.size,
-        device,
-        ", bfloat16" if bfloat16 else "",
-    )
-    writer = summary_writer(args.log, config.summary_path) if processes.first else None
+    constants = {
+        "genes": table.genes,
+        "split": split,
+        "config": config.model_dump(),
+        "seed": args.seed,
+    }
+    return Run(folder, model_args, model, optimizer, scaler, progress, constants)
 
-    def save(name: str, **more: Any) -> None:
-        content = {
-            "model_args": model_args,
-            "model": model.state_dict(),
-            "genes": table.genes,
-            "scaler": scaler.to_checkpoint(),
-            "split": split,
-            "config": settings,
-            "seed": args.seed,
-        }
-        save_checkpoint(folder / name, "betavae", content | progress.to_checkpoint() | more)
 
-    # Loop
-    steps = len(epoch_batches(rows["train"], config.batch_size, args.seed, 0))  # per epoch
+def train(
+    run: Run,
+    config: BetaVAEConfig,
+    seed: int,
+    expression: np.ndarray,
+    rows: dict[str, np.ndarray],
+    processes: Processes,
+    bar: tqdm,
+    writer: SummaryWriter | None,
+) -> None:
+    """Train to the end of the run; its checkpoints and history.csv are the result."""
+    model, optimizer, progress = run.model, run.optimizer, run.progress
+    device = model.mu.weight.device
+    bfloat16, on_cpu = uses_bfloat16(config.precision, device), device.type == "cpu"
+    steps = len(epoch_batches(rows["train"], config.batch_size, seed, 0))  # per epoch
     total, warmup = config.num_epochs * steps, config.warmup_epochs * steps
-    bar = tqdm(
-        total=total,
-        initial=progress.epoch * steps + progress.step,
-        unit="step",
-        desc="betaVAE",
-        disable=not processes.first,
-    )
-    saved_at = time.monotonic()
-    generator = torch.Generator(device)
+    bar.reset(total)
+    bar.update(progress.epoch * steps + progress.step)
+    generator, saved_at = torch.Generator(device), time.monotonic()
     while not progress.finished(config):
-        batches = epoch_batches(rows["train"], config.batch_size, args.seed, progress.epoch)
+        batches = epoch_batches(rows["train"], config.batch_size, seed, progress.epoch)
         shares = [batch[processes.share(len(batch))] for batch in batches[progress.step :]]
-        for profiles in read_batches(table.expression, shares, device):
+        for profiles in read_batches(expression, shares, device):
             # Every process draws the noise of the whole batch: how many there are changes nothing.
             count, step = len(batches[progress.step]), progress.epoch * steps + progress.step
-            generator.manual_seed(derived_seed(args.seed, "betavae", step))
+            generator.manual_seed(derived_seed(seed, "betavae", step))
             noise = model.draw_noise(count, generator).rows(processes.share(count))
             rate = learning_rate(config.lr_schedule, config.lr, step, total, warmup)
             optimizer.param_groups[0]["lr"] = rate
             beta = kl_weight(config.beta, step, config.kl_warmup_epochs * steps)
-            target = scaler.scale(profiles)  # (N, G)
+            target = run.scaler.scale(profiles)  # (N, G)
             optimizer.zero_grad(set_to_none=True)
             with bfloat16_products(bfloat16 and on_cpu):
                 with autocast(device, bfloat16 and not on_cpu):
@@ -295,19 +315,20 @@ def train(
             bar.update()
             if processes.first and time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
                 if progress.sums.isfinite().all():
-                    save("model_dict_last.pt", optimizer=optimizer.state_dict())
+                    run.save_last()
                 saved_at = time.monotonic()
         means = (progress.sums / len(rows["train"])).tolist()
-        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, 0 * progress.sums
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.sums = torch.zeros_like(progress.sums)
         row = {"epoch": progress.epoch}
         row |= {f"train_{name}": value for name, value in zip(LOSSES, means, strict=True)}
         if progress.epoch % config.validate_every == 0 or progress.epoch == config.num_epochs:
-            row |= validate(model, scaler, table.expression, rows["val"], config, processes)
+            row |= validate(model, run.scaler, expression, rows["val"], config, processes)
         row["lr"] = optimizer.param_groups[0]["lr"]
         if not all(math.isfinite(value) for value in row.values()):
             raise UserError(
-                f"{folder}: loss not finite in epoch {progress.epoch}; the last good checkpoint,"
-                " if any, is kept; try a lower lr"
+                f"{run.folder}: loss not finite in epoch {progress.epoch}; the last good"
+                " checkpoint, if any, is kept; try a lower lr"
             )
         progress.history.append(row)
         reached = row.get("val_reconstruction", math.inf)
@@ -315,24 +336,18 @@ def train(
         if better and progress.epoch > config.kl_warmup_epochs:
             progress.best = {"epoch": progress.epoch, "val_reconstruction": reached}
             if processes.first:
-                save("model_dict_best.pt")
+                run.save("model_dict_best.pt")
         every = config.checkpoint_every
         due = progress.finished(config) or (every and progress.epoch % every == 0)
         if processes.first and due:
-            save("model_dict_last.pt", optimizer=optimizer.state_dict())
+            run.save_last()
             saved_at = time.monotonic()
         if processes.first:
-            write_csv(folder / "history.csv", pd.DataFrame(progress.history))
+            write_csv(run.folder / "history.csv", pd.DataFrame(progress.history))
         for key, value in row.items() if writer else ():
             writer.add_scalar(key, value, progress.epoch)
-        bar.set_postfix(
-            epoch=progress.epoch,
-            train=f"{means[1]:.4f}",
-            best=f"{progress.best['val_reconstruction']:.4f}",
-        )
-    bar.close()
-    if writer:
-        writer.close()
+        best = progress.best["val_reconstruction"]
+        bar.set_postfix(epoch=progress.epoch, train=f"{means[1]:.4f}", best=f"{best:.4f}")
 
 
 def untrained_tissues(table: ExpressionTable, split: dict[str, str]) -> list[str]:
@@ -387,7 +402,7 @@ def main(argv: list[str] | None = None) -> None:
     best_path, last_path = folder / "model_dict_best.pt", folder / "model_dict_last.pt"
 
     # Data
-    table, split, _ = data = read_data(config, args.config)
+    table, split, rows = data = read_data(config, args.config)
     settings = config.model_dump()
     progress = stored_run(last_path, settings | {"seed": args.seed}, table, split)
     if progress.finished(config) and (folder / "summary.json").is_file():
@@ -410,10 +425,24 @@ def main(argv: list[str] | None = None) -> None:
     else:
         log.setLevel(logging.WARNING)
 
-    # Model, optimiser, resume, loop
+    log.info(
+        "%s; %d process(es) on %s, %s",
+        ", ".join(f"{len(value)} {key}" for key, value in rows.items()),
+        processes.size,
+        device,
+        "bfloat16" if uses_bfloat16(config.precision, device) else "float32",
+    )
+
+    # Model, optimiser, resume; loop
     try:
         if not progress.finished(config):
-            train(args, config, data, progress, device, processes)
+            run = start_or_continue(args, config, data, progress, device)
+            writer = summary_writer(args.log and processes.first, config.summary_path)
+            with tqdm(unit="step", desc="betaVAE", disable=not processes.first) as bar:
+                train(run, config, args.seed, table.expression, rows, processes, bar, writer)
+            if writer:
+                writer.close()
+            del run  # weights and Adam's moments, before the best weights are loaded
     finally:
         leave_processes()
     if not processes.first:
