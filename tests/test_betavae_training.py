@@ -88,7 +88,7 @@ def stop_at_save(monkeypatch, number):
 
 
 def test_training_killed_at_any_moment_ends_with_the_very_weights_of_one_in_one_go(cohort):
-    change_config(cohort / "betavae.json", num_epochs=40, checkpoint_minutes=1e-9)
+    change_config(cohort / "betavae.json", num_epochs=40, checkpoint_minutes=0.002)
     train()
     whole = {name: load_checkpoint(f"vae/{name}", "betavae") for name in (LAST, BEST)}
     change_config(cohort / "betavae.json", save_dir="killed")
