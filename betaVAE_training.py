@@ -220,8 +220,10 @@ class Run:
         save_checkpoint(self.folder / name, "betavae", content)
 
     def save_last(self) -> None:
-        """Write the checkpoint that the run continues from."""
+        """Write the checkpoint that the run continues from, and its history for people."""
         self.save("model_dict_last.pt", optimizer=self.optimizer.state_dict())
+        if self.progress.history:
+            write_csv(self.folder / "history.csv", pd.DataFrame(self.progress.history))
 
 
 def start_or_continue(
@@ -286,7 +288,7 @@ def train(
     steps = len(epoch_batches(rows["train"], config.batch_size, seed, 0))  # per epoch
     total, warmup = config.num_epochs * steps, config.warmup_epochs * steps
     bar.reset(total)
-    bar.update(progress.epoch * steps + progress.step)
+    bar.initial = bar.n = progress.epoch * steps + progress.step
     generator, saved_at = torch.Generator(device), time.monotonic()
     while not progress.finished(config):
         batches = epoch_batches(rows["train"], config.batch_size, seed, progress.epoch)
@@ -342,8 +344,6 @@ def train(
         if processes.first and due:
             run.save_last()
             saved_at = time.monotonic()
-        if processes.first:
-            write_csv(run.folder / "history.csv", pd.DataFrame(progress.history))
         for key, value in row.items() if writer else ():
             writer.add_scalar(key, value, progress.epoch)
         best = progress.best["val_reconstruction"]
