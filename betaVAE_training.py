@@ -19,9 +19,12 @@ Writes: in `save_dir`: model_dict_best.pt (lowest validation reconstruction), mo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import math
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -381,6 +384,18 @@ def report_latents(
     return pd.concat([about, columns], axis=1), summary
 
 
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """Let a mistake that all processes meet be named by the first of each machine alone."""
+    try:
+        yield
+    except UserError:
+        if int(os.environ.get("LOCAL_RANK", "0")):
+            raise SystemExit(2) from None
+        raise
+
+
+@told_once()
 def main(argv: list[str] | None = None) -> None:
     # Arguments and config
     args = build_parser().parse_args(argv)
@@ -424,7 +439,6 @@ def main(argv: list[str] | None = None) -> None:
             log.info("no training profile, so not learnt: %s", ", ".join(tissues))
     else:
         log.setLevel(logging.WARNING)
-
     log.info(
         "%s; %d process(es) on %s, %s",
         ", ".join(f"{len(value)} {key}" for key, value in rows.items()),

@@ -187,6 +187,18 @@ def test_a_mistake_is_told_before_processes_are_started(cohort, monkeypatch):
     assert not started
 
 
+def test_a_mistake_that_all_processes_meet_is_told_once(cohort):
+    change_config(cohort / "betavae.json", rna_features=29)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc_per_node=2", SCRIPT, *ARGUMENTS],
+        capture_output=True, text=True, cwd=cohort,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("the tables hold 30 genes") == 1
+    assert not (cohort / "vae").exists()
+
+
 def test_parallel_on_a_machine_without_several_gpus_trains_in_this_process(cohort):
     train("--parallel", "1", "--device", "cpu")
     assert (cohort / "vae" / BEST).is_file()
