@@ -159,16 +159,15 @@ def stored_run(
 
 
 def initial_weights(
-    path: str, model_args: dict[str, Any], table: ExpressionTable
+    path: str, config: BetaVAEConfig, table: ExpressionTable
 ) -> dict[str, torch.Tensor]:
-    """Return the weights of a betaVAE checkpoint that training starts from."""
+    """Return the weights of a betaVAE checkpoint that training starts from; they must fit."""
     state = load_checkpoint(path, "betavae")
-    check_genes(state["genes"], table.genes, path)
+    check_genes(state["genes"], table.genes, ", ".join(config.path_csv))
     for key in ("hidden_dims", "latent_dim"):
-        if state["model_args"][key] != model_args[key]:
-            raise UserError(
-                f"{path}: {key} is {state['model_args'][key]}, the config's is {model_args[key]}"
-            )
+        found, needed = state["model_args"][key], getattr(config, key)
+        if found != needed:
+            raise UserError(f"{path}: {key} is {found}, the config's is {needed}")
     return state["model"]
 
 
@@ -263,7 +262,7 @@ def start_or_continue(
     else:
         scaler = ExpressionScaler.fit(table.expression, config.expression_transform, rows["train"])
         if args.checkpoint:
-            model.load_state_dict(initial_weights(args.checkpoint, model_args, table))
+            model.load_state_dict(initial_weights(args.checkpoint, config, table))
     progress.sums = progress.sums.to(device)
     constants = {
         "genes": table.genes,
@@ -423,6 +422,8 @@ def main(argv: list[str] | None = None) -> None:
     if progress.finished(config) and (folder / "summary.json").is_file():
         log.info("%s: trained to epoch %d, up to date", best_path, progress.epoch)
         return
+    if args.checkpoint:
+        initial_weights(args.checkpoint, config, table)
 
     # Processes: the mistakes above are told once, before others are started
     if args.parallel and device.type == "cuda":

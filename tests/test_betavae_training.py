@@ -356,6 +356,7 @@ def test_weights_of_another_network_or_cohort_are_refused(cohort):
     change_config(cohort / "betavae.json", save_dir="other", latent_dim=5)
     with pytest.raises(UserError, match="latent_dim is 6, the config's is 5"):
         train("--checkpoint", f"vae/{BEST}")
+    assert not (cohort / "other").exists()
     change_config(cohort / "betavae.json", save_dir="vae", latent_dim=6, num_epochs=4)
     (cohort / "vae/summary.json").unlink()
     split = (cohort / "split.csv").read_text()
