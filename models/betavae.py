@@ -9,6 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.joint_batchnorm import JointBatchNorm
+
+
+class Noise(NamedTuple):
+    """What a training step draws: the inputs dropout keeps, bool (N, G), and epsilon (N, D)."""
+
+    keep: Tensor
+    epsilon: Tensor
+
+    def rows(self, share: slice) -> Noise:
+        """Return the noise of some rows of the batch."""
+        return Noise(self.keep[share], self.epsilon[share])
+
 
 class Reconstruction(NamedTuple):
     """What a forward pass gives: scaled expression (N, G), mu (N, D) and logvar (N, D)."""
@@ -39,6 +52,8 @@ class BetaVAE(nn.Module):
         dropout: fraction of input genes set to zero while training.
         output_activation: "linear", or "tanh" as published.
 
+    Batches that are split over processes are normalised jointly (`JointBatchNorm`).
+
     Source: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), methods: 19198-6000-4000-2048, 303,238,046
     parameters. A tanh output cannot reach z-scores beyond 1, hence the linear default.
     """
@@ -53,7 +68,7 @@ class BetaVAE(nn.Module):
     ) -> None:
         super().__init__()
         widths = [genes, *hidden_dims]
-        self.dropout = nn.Dropout(dropout)
+        self.genes, self.dropout = genes, dropout
         self.encoder = nn.Sequential(
             *(_block(*pair) for pair in zip(widths, widths[1:], strict=False))
         )
@@ -72,19 +87,29 @@ class BetaVAE(nn.Module):
         """D."""
         return self.mu.out_features
 
-    def encode(self, scaled_expression: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mu and logvar, each (N, D), of scaled expression (N, G)."""
-        hidden = self.encoder(self.dropout(scaled_expression))  # (N, hidden_dims[-1])
+    def draw_noise(self, rows: int, generator: torch.Generator) -> Noise:
+        """Return the noise of a batch of so many rows, on the generator's device."""
+        draw = {"generator": generator, "device": generator.device}
+        keep = torch.rand(rows, self.genes, **draw) >= self.dropout
+        return Noise(keep, torch.randn(rows, self.latent_dim, **draw))
+
+    def encode(
+        self, scaled_expression: Tensor, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return mu and logvar, each (N, D), of scaled expression (N, G); `keep` as in `Noise`."""
+        if keep is not None:
+            scaled_expression = scaled_expression * keep / (1 - self.dropout)
+        hidden = self.encoder(scaled_expression)  # (N, hidden_dims[-1])
         return self.mu(hidden), self.logvar(hidden)  # (N, D) each
 
     def decode(self, z: Tensor) -> Tensor:
         """Return scaled expression (N, G) of latents (N, D)."""
         return self.decoder(z)
 
-    def forward(self, scaled_expression: Tensor) -> Reconstruction:
-        """Return the reconstruction from z = mu + sigma * epsilon, of torch's own generator."""
-        mu, logvar = self.encode(scaled_expression)
-        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+    def forward(self, scaled_expression: Tensor, noise: Noise) -> Reconstruction:
+        """Return the reconstruction from z = mu + sigma * epsilon of inputs under dropout."""
+        mu, logvar = self.encode(scaled_expression, noise.keep)
+        z = mu + torch.exp(0.5 * logvar) * noise.epsilon
         return Reconstruction(self.decode(z), mu, logvar)
 
     @torch.inference_mode()
@@ -100,7 +125,10 @@ class BetaVAE(nn.Module):
 
 
 def betavae_loss(
-    output: Reconstruction, scaled_expression: Tensor, beta: float = 0.0005
+    output: Reconstruction,
+    scaled_expression: Tensor,
+    beta: float = 0.0005,
+    batch_rows: int | None = None,
 ) -> BetaVAELoss:
     """Return the loss: squared error averaged over all elements plus beta times the KL divergence.
 
@@ -110,17 +138,22 @@ def betavae_loss(
         output: of `BetaVAE.forward`.
         scaled_expression: target (N, G).
         beta: weight of the KL term.
+        batch_rows: rows of the batch that the N are a share of; N by default. The losses of all
+            shares add up to that of the batch.
 
     Source: Kingma and Welling 2014, appendix B, for the KL term; weights as in RNA-GAN, methods.
     """
+    rows, genes = scaled_expression.shape
+    batch_rows = batch_rows or rows
     mu, logvar = output.mu.float(), output.logvar.float()
-    reconstruction = F.mse_loss(output.scaled_expression.float(), scaled_expression)
-    kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=1).mean()
+    errors = F.mse_loss(output.scaled_expression.float(), scaled_expression, reduction="sum")
+    reconstruction = errors / (batch_rows * genes)
+    kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum() / batch_rows
     return BetaVAELoss(reconstruction + beta * kl, reconstruction, kl)
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.LeakyReLU())
+    return nn.Sequential(nn.Linear(inputs, outputs), JointBatchNorm(outputs), nn.LeakyReLU())
 
 
 def _initialise(module: nn.Module) -> None:

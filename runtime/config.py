@@ -81,7 +81,7 @@ class BetaVAEConfig(CohortConfig):
         "patch_data_path": "the betaVAE reads no tiles",
         "img_size": "the betaVAE reads no tiles",
         "max_patch_per_wsi": "the betaVAE reads no tiles",
-        "n_workers": "the tables are held in memory",
+        "n_workers": "one thread reads ahead",
         "bag_size": "the betaVAE has no bags",
         "log_interval": "one entry per epoch",
         "quick": "use a smaller config",
@@ -103,8 +103,39 @@ class BetaVAEConfig(CohortConfig):
     lr_schedule: Literal["warmup_cosine", "cosine_per_batch", "constant"] = Field(
         default="warmup_cosine", description="cosine_per_batch: as published, it oscillates"
     )
-    warmup_epochs: Count = Field(default=10, description="linear rise of the learning rate")
-    checkpoint_every: PositiveInt = Field(default=10, description="epochs between last-checkpoints")
+    warmup_epochs: Count = Field(
+        default=10, description="linear rise of the learning rate, of warmup_cosine"
+    )
+    kl_warmup_epochs: Count = Field(
+        default=0,
+        description="linear rise of the KL term's weight from 0 to beta (Sonderby et al. 2016,"
+        " arXiv 1602.02282); no epoch of it counts as the best; published: 0",
+    )
+    early_stopping_patience: Count = Field(
+        default=0,
+        description="stop after so many epochs without a better validation reconstruction; 0:"
+        " never, as published",
+    )
+    validate_every: PositiveInt = Field(
+        default=1,
+        description="epochs between validations, each of which may write the best checkpoint;"
+        " published: 1",
+    )
+    checkpoint_every: Count = Field(
+        default=0, description="epochs between last-checkpoints; 0: by time alone"
+    )
+    checkpoint_minutes: PositiveFloat = Field(
+        default=10.0, description="longest time without a last-checkpoint, within epochs too"
+    )
+
+    @model_validator(mode="after")
+    def _an_epoch_after_the_kl_warmup(self) -> BetaVAEConfig:
+        if self.kl_warmup_epochs >= self.num_epochs:
+            raise ValueError(
+                f"kl_warmup_epochs is {self.kl_warmup_epochs}, num_epochs {self.num_epochs};"
+                " an epoch after the warm-up is needed"
+            )
+        return self
 
 
 class GANConfig(CohortConfig):

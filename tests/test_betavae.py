@@ -39,6 +39,32 @@ def test_reconstruction_is_the_mean_over_all_elements_and_total_adds_beta_times_
     assert loss.total == 4 + 0.5 * loss.kl
 
 
+def test_losses_of_shares_add_up_to_that_of_the_batch():
+    target, output = torch.randn(7, 3), Reconstruction(*torch.randn(3, 7, 3))
+    whole = betavae_loss(output, target, 0.5)
+    shares = [
+        betavae_loss(Reconstruction(*(part[rows] for part in output)), target[rows], 0.5, 7)
+        for rows in (slice(0, 4), slice(4, 4), slice(4, 7))
+    ]
+    for number in range(3):
+        assert sum(share[number] for share in shares).item() == pytest.approx(whole[number].item())
+
+
+def test_dropout_keeps_the_stated_share_and_the_expected_input():
+    model = BetaVAE(400, (8, 8), 4, dropout=0.3)
+    noise = model.draw_noise(500, torch.Generator().manual_seed(1))
+    assert noise.keep.float().mean().item() == pytest.approx(0.7, abs=0.005)
+    assert noise.epsilon.shape == (500, 4)
+    assert noise.epsilon.std().item() == pytest.approx(1, abs=0.05)
+    model.encoder, model.mu, model.logvar = (torch.nn.Identity() for _ in range(3))
+    inputs, _ = model.encode(torch.ones(500, 400), noise.keep)
+    assert inputs.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert inputs.mean().item() == pytest.approx(1, abs=0.01)
+    share = noise.rows(slice(2, 5))
+    assert torch.equal(share.keep, noise.keep[2:5])
+    assert torch.equal(share.epsilon, noise.epsilon[2:5])
+
+
 def test_linear_output_reaches_beyond_one_and_tanh_does_not():
     z = 50 * torch.randn(16, 4)
     for activation, beyond in (("linear", True), ("tanh", False)):
