@@ -1,0 +1,159 @@
+"""How well synthetic expression profiles agree with real ones, gene by gene and as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+from metrics.coverage import coverage_metrics
+from metrics.expression_recovery import gene_correlations
+from metrics.two_sample import classifier_auc, gaussian_mmd, transfer_accuracy
+
+CORRELATED_GENES = 500  # most variable real genes whose correlations are compared
+COMPONENTS = 50  # principal components for distances: in thousands of genes all are far apart
+# A dimension is active when mu varies more: Burda et al. 2016 (arXiv 1509.00519), section 5.
+ACTIVE_VARIANCE = 0.01
+
+
+def active_dimensions(mu: np.ndarray) -> int:
+    """Return how many of the D dimensions of mu (N, D) vary by more than `ACTIVE_VARIANCE`."""
+    return int((mu.var(axis=0) > ACTIVE_VARIANCE).sum())
+
+
+def gene_agreement(real: np.ndarray, generated: np.ndarray) -> dict[str, float | None]:
+    """Return agreement of means and standard deviations over genes.
+
+    Args:
+        real, generated: scaled expression (N, G) and (M, G), at least 2 of each.
+
+    Returns:
+        `mean_r` and `sd_r`, Pearson's r over genes of the means, of the standard deviations;
+        `mean_error`, the mean absolute difference of means, in real standard deviations;
+        `sd_ratio`, the median of generated over real, with `sd_ratio_quartiles`; below 1 the
+        generated profiles are narrower. None where no gene varies.
+    """
+    means, sds = ([f(x, axis=0) for x in (real, generated)] for f in (np.mean, np.std))
+    varies = sds[0] > 1e-6
+    if not varies.any():
+        return dict.fromkeys(("mean_r", "sd_r", "mean_error", "sd_ratio", "sd_ratio_quartiles"))
+    ratios = sds[1][varies] / sds[0][varies]
+    return {
+        "mean_r": _correlation(*means),
+        "sd_r": _correlation(*sds),
+        "mean_error": float((np.abs(means[1] - means[0])[varies] / sds[0][varies]).mean()),
+        "sd_ratio": float(np.median(ratios)),
+        "sd_ratio_quartiles": np.percentile(ratios, [25, 75]).tolist(),
+    }
+
+
+def correlation_agreement(real: np.ndarray, generated: np.ndarray) -> dict[str, float | None]:
+    """Return agreement of gene-gene correlations, over pairs of the genes that vary most.
+
+    Args:
+        real, generated: as `gene_agreement`.
+
+    Returns:
+        `r`, Pearson's over pairs; `mean_error`, the mean absolute difference; `strength_ratio`, the
+        root mean square correlation of generated over real; `genes`. None with fewer than 2 genes.
+    """
+    spread = np.minimum(real.std(axis=0), generated.std(axis=0))
+    genes = np.flatnonzero(spread > 1e-6)
+    genes = genes[np.argsort(-real[:, genes].std(axis=0), kind="stable")[:CORRELATED_GENES]]
+    if len(genes) < 2:
+        return {"r": None, "mean_error": None, "strength_ratio": None, "genes": len(genes)}
+    upper = np.triu_indices(len(genes), 1)
+    one, two = (np.corrcoef(x[:, genes].T)[upper] for x in (real, generated))
+    return {
+        "r": _correlation(one, two),
+        "mean_error": float(np.abs(one - two).mean()),
+        "strength_ratio": float(np.sqrt(np.square(two).mean() / np.square(one).mean())),
+        "genes": len(genes),
+    }
+
+
+def compare_profiles(
+    real: np.ndarray,
+    generated: np.ndarray,
+    training: np.ndarray,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return everything that is said of two sets of scaled profiles as plain values for JSON.
+
+    Args:
+        real: held-out profiles (N, G). generated: (M, G).
+        training: (K, G), from which the principal components come that distances are taken in.
+        seed: of cross-validation.
+
+    Returns:
+        `profiles` (N, M), `genes`, `correlations`, `mmd` and `auc` of each classifier, and
+        `coverage`; single entries are None where a set is too small.
+
+    Source: see the functions for each; coverage as `metrics.coverage`.
+    """
+    size = min(COMPONENTS, len(training) - 1, training.shape[1])
+    axes = PCA(size, svd_solver="randomized", random_state=0).fit(training)
+    parts = [axes.transform(profiles) for profiles in (real, generated)]
+    covered = coverage_metrics(*parts)
+    auc = {"neighbours": classifier_auc(*parts, "neighbours", seed)}
+    auc |= {kind: classifier_auc(real, generated, kind, seed) for kind in ("linear", "forest")}
+    return {
+        "profiles": [len(real), len(generated)],
+        "genes": gene_agreement(real, generated),
+        "correlations": correlation_agreement(real, generated),
+        "mmd": gaussian_mmd(*parts) if min(map(len, parts)) > 1 else None,
+        "auc": auc,
+        "coverage": covered and covered._asdict(),
+        "components": size,
+    }
+
+
+def tissue_transfer(
+    real: np.ndarray, real_tissues: np.ndarray, generated: np.ndarray, tissues: np.ndarray
+) -> dict[str, float | None]:
+    """Return the balanced tissue accuracy of classifiers from each set to the other.
+
+    Args:
+        real, generated: scaled profiles (N, G) and (M, G) with their tissues (N,) and (M,).
+    """
+    return {
+        "real_to_generated": transfer_accuracy(real, real_tissues, generated, tissues),
+        "generated_to_real": transfer_accuracy(generated, tissues, real, real_tissues),
+    }
+
+
+def reconstruction_agreement(
+    scaled: np.ndarray, reconstructed: np.ndarray, tissues: np.ndarray
+) -> dict[str, Any]:
+    """Return how held-out profiles are reconstructed, over all and for each tissue.
+
+    Args:
+        scaled, reconstructed: (N, G); tissues: (N,).
+
+    Returns:
+        for "all" and each tissue `profiles`, `mse`, `gene_r` (median over genes of Pearson's r over
+        profiles, quartiles in `gene_r_quartiles`), and `genes` and `correlations` as
+        `compare_profiles`; single profiles have an `mse` only.
+    """
+    groups = {"all": np.ones(len(scaled), bool)}
+    groups |= {str(name): tissues == name for name in np.unique(tissues)}
+    result = {}
+    for name, rows in groups.items():
+        one, two = scaled[rows], reconstructed[rows]
+        part: dict[str, Any] = {"profiles": len(one), "mse": float(np.square(one - two).mean())}
+        if len(one) > 1:
+            r = gene_correlations(two, one)
+            r = r[np.isfinite(r)]
+            part["gene_r"] = float(np.median(r)) if len(r) else None
+            part["gene_r_quartiles"] = np.percentile(r, [25, 75]).tolist() if len(r) else None
+            part["genes"] = gene_agreement(one, two)
+            part["correlations"] = correlation_agreement(one, two)
+        result[name] = part
+    return result
+
+
+def _correlation(one: np.ndarray, two: np.ndarray) -> float | None:
+    if min(len(one), len(two)) < 2 or np.ptp(one) == 0 or np.ptp(two) == 0:
+        return None
+    return float(np.corrcoef(one, two)[0, 1])
