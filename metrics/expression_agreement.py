@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.decomposition import PCA
 
 from metrics.coverage import coverage_metrics
 from metrics.expression_recovery import gene_correlations
+from metrics.statistics import summary
 from metrics.two_sample import classifier_auc, gaussian_mmd, transfer_accuracy
 
 CORRELATED_GENES = 500  # most variable real genes whose correlations are compared
@@ -74,36 +77,41 @@ def correlation_agreement(real: np.ndarray, generated: np.ndarray) -> dict[str, 
 
 
 def compare_profiles(
-    real: np.ndarray,
-    generated: np.ndarray,
-    training: np.ndarray,
-    seed: int = 0,
+    draws: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0
 ) -> dict[str, Any]:
-    """Return everything that is said of two sets of scaled profiles as plain values for JSON.
+    """Return everything that is said of real and generated profiles as plain values for JSON.
 
     Args:
-        real: held-out profiles (N, G). generated: (M, G).
-        training: (K, G), from which the principal components come that distances are taken in.
+        draws: pairs of held-out (N, G) and generated (M, G) scaled profiles; classifiers see all
+            pairs, everything else is said of the first.
         seed: of cross-validation.
 
     Returns:
-        `profiles` (N, M), `genes`, `correlations`, `mmd` and `auc` of each classifier, and
-        `coverage`; single entries are None where a set is too small.
+        `profiles` (N, M), `genes`, `correlations`, `mmd`, `coverage`, and `auc` of each classifier
+        (`mean`, `sd` and `draws`). Distances ("neighbours", MMD, coverage) are taken in `components`
+        principal components of both sets together, "linear" and "forest" see all genes. Entries are
+        None where a set is too small.
 
-    Source: see the functions for each; coverage as `metrics.coverage`.
+    Source: see the function of each; coverage as `metrics.coverage`.
     """
-    size = min(COMPONENTS, len(training) - 1, training.shape[1])
-    axes = PCA(size, svd_solver="randomized", random_state=0).fit(training)
-    parts = [axes.transform(profiles) for profiles in (real, generated)]
+    auc: dict[str, list[float | None]] = {"neighbours": [], "linear": [], "forest": []}
+    for number, (real, generated) in reversed([*enumerate(draws)]):
+        both = np.concatenate([real, generated])
+        size = min(COMPONENTS, len(both) - 1, both.shape[1])
+        axes = PCA(size, svd_solver="randomized", random_state=0).fit(both)
+        parts = [axes.transform(profiles) for profiles in (real, generated)]
+        auc["neighbours"].append(classifier_auc(*parts, "neighbours", seed + number))
+        for kind in ("linear", "forest"):
+            auc[kind].append(classifier_auc(real, generated, kind, seed + number))
     covered = coverage_metrics(*parts)
-    auc = {"neighbours": classifier_auc(*parts, "neighbours", seed)}
-    auc |= {kind: classifier_auc(real, generated, kind, seed) for kind in ("linear", "forest")}
     return {
         "profiles": [len(real), len(generated)],
         "genes": gene_agreement(real, generated),
         "correlations": correlation_agreement(real, generated),
         "mmd": gaussian_mmd(*parts) if min(map(len, parts)) > 1 else None,
-        "auc": auc,
+        "auc": {
+            kind: None if None in values else summary(values[::-1]) for kind, values in auc.items()
+        },
         "coverage": covered and covered._asdict(),
         "components": size,
     }
@@ -157,3 +165,21 @@ def _correlation(one: np.ndarray, two: np.ndarray) -> float | None:
     if min(len(one), len(two)) < 2 or np.ptp(one) == 0 or np.ptp(two) == 0:
         return None
     return float(np.corrcoef(one, two)[0, 1])
+
+
+def profile_components(training: np.ndarray, sets: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Return the first two principal components, fitted on training profiles, of several sets.
+
+    Args:
+        training: scaled profiles (K, G), K and G at least 2.
+        sets: name to scaled profiles (N, G).
+
+    Returns:
+        columns `set`, `pc1`, `pc2`, a row per profile, sets in their order.
+    """
+    axes = PCA(2, svd_solver="randomized", random_state=0).fit(training)
+    parts = [
+        pd.DataFrame(axes.transform(profiles), columns=["pc1", "pc2"]).assign(set=name)
+        for name, profiles in sets.items()
+    ]
+    return pd.concat(parts, ignore_index=True)[["set", "pc1", "pc2"]]

@@ -9,11 +9,10 @@ import numpy as np
 from sklearn.mixture import GaussianMixture
 
 PRIORS = ("posterior", "mixture", "normal")
-NOISES = ("profile", "gene", "none")
+NOISES = ("gene", "profile", "none")
 MIXTURE_COMPONENTS = (1, 2, 3, 4)  # tried per tissue
 PROFILES_PER_PARAMETER = 10  # a full covariance needs so many profiles per latent dimension
 MIXED_PROFILES = 3  # residuals that one sample's are made of
-SAME_TOTAL = 0.01  # relative spread of totals up to which a table is one of TPM or CPM
 
 
 @dataclass
@@ -88,16 +87,15 @@ class ResidualNoise:
     residuals: np.ndarray
     tissues: np.ndarray
 
-    def draw(
-        self, kind: str, tissues: Sequence[str], generator: np.random.Generator
-    ) -> np.ndarray:
+    def draw(self, kind: str, tissues: Sequence[str], generator: np.random.Generator) -> np.ndarray:
         """Return scaled noise float32 (M, G) for samples of the given tissues ("": any).
 
         Args:
             kind: "none": zeros, as published; "gene": each gene's residual is that of a training
                 profile of the tissue of its own, so genes scatter independently; "profile": the
                 weighted sum of `MIXED_PROFILES` whole residuals, weights positive with squares that
-                sum to 1, so variances and gene-gene correlations are kept and no profile is copied.
+                sum to 1, so variances and gene-gene correlations are kept; such samples lie close to
+                those profiles.
             tissues: of the M samples.
             generator: everything random is drawn from it.
 
@@ -124,16 +122,3 @@ class ResidualNoise:
     def _rows(self, tissue: str) -> np.ndarray:
         rows = np.flatnonzero(self.tissues == tissue)
         return rows if len(rows) else np.arange(len(self.residuals))
-
-
-def keep_total(expression: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """Return samples (M, G) with the total of the training profiles (N, G) where those share one.
-
-    Profiles in TPM or counts per million have a fixed total; noise gene by gene would break it.
-    Where totals vary among training profiles, as of counts, samples are returned as they are.
-    """
-    totals = training.sum(axis=1, dtype=np.float64)
-    if totals.std() > SAME_TOTAL * totals.mean():
-        return expression
-    sums = expression.sum(axis=1, keepdims=True, dtype=np.float64)
-    return (expression * (totals.mean() / np.where(sums > 0, sums, 1))).astype(np.float32)
