@@ -88,9 +88,9 @@ def compare_profiles(
 
     Returns:
         `profiles` (N, M), `genes`, `correlations`, `mmd`, `coverage`, and `auc` of each classifier
-        (`mean`, `sd` and `draws`). Distances ("neighbours", MMD, coverage) are taken in `components`
-        principal components of both sets together, "linear" and "forest" see all genes. Entries are
-        None where a set is too small.
+        (`mean`, `sd` and `draws`). Distances ("neighbours", MMD, coverage) are taken in
+        `components` principal components of both sets together, "linear" and "forest" see all
+        genes. Entries are None where a set is too small.
 
     Source: see the function of each; coverage as `metrics.coverage`.
     """

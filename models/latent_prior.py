@@ -94,8 +94,8 @@ class ResidualNoise:
             kind: "none": zeros, as published; "gene": each gene's residual is that of a training
                 profile of the tissue of its own, so genes scatter independently; "profile": the
                 weighted sum of `MIXED_PROFILES` whole residuals, weights positive with squares that
-                sum to 1, so variances and gene-gene correlations are kept; such samples lie close to
-                those profiles.
+                sum to 1, so variances and gene-gene correlations are kept; such samples lie close
+                to those profiles.
             tissues: of the M samples.
             generator: everything random is drawn from it.
 
