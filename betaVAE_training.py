@@ -3,8 +3,9 @@
 Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), "betaVAE training".
 Reads:  the expression tables of the config (`path_csv`).
 Writes: in `save_dir`: model_dict_best.pt (lowest validation reconstruction), model_dict_last.pt,
-        history.csv, latents.csv, summary.json, evidence.json, run.json; at `split_path`: the donor split of all
-        stages. The same command again continues a stopped run.
+        history.csv, latents.csv, summary.json, evidence.json (reconstruction of each partition),
+        run.json; at `split_path`: the donor split of all stages. The same command again continues
+        a stopped run.
 
     python3 betaVAE_training.py --seed 99 --config configs/betavae_tissues.json --log 1 --parallel 0
     python3 betaVAE_training.py --seed 99 --config configs/demo/betavae_tissues.json \
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from data.expression import ExpressionTable, read_cohort
 from data.splits import PARTITIONS, load_split
-from metrics.expression_agreement import active_dimensions, reconstruction_agreement
+from metrics.expression_agreement import reconstruction_evidence
 from models.betavae import BetaVAE, Reconstruction, betavae_loss
 from models.profiles import ExpressionScaler, ProfileEncoder
 from runtime.checkpoint import check_genes, check_same_recipe, load_checkpoint, save_checkpoint
@@ -128,22 +129,6 @@ def report_latents(
         "reconstruction_mse": {"/".join(key): float(value) for key, value in mse.items()},
     }
     return pd.concat([about, columns], axis=1), summary
-
-
-def held_out_evidence(encoder: ProfileEncoder, table: ExpressionTable) -> dict[str, Any]:
-    """Return how profiles of held-out donors are reconstructed, beside validation and training."""
-    partition = np.array([encoder.split[donor] for donor in table.donors])
-    tissues = table.annotations["tissue"].astype(str).to_numpy(str)
-    evidence: dict[str, Any] = {}
-    for name in PARTITIONS:
-        part = table.expression[partition == name]
-        if len(part):
-            scaled, mu = encoder.scaler.transform(part), encoder.mu(part)
-            evidence[name] = reconstruction_agreement(
-                scaled, encoder.decode(mu), tissues[partition == name]
-            )
-            evidence[name]["active_latent_dims"] = active_dimensions(mu.numpy())
-    return evidence
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -303,7 +288,10 @@ def main(argv: list[str] | None = None) -> None:
     encoder = ProfileEncoder.from_checkpoint(load_checkpoint(best_path, "betavae"), device)
     latents, summary = report_latents(encoder, table)
     write_csv(folder / "latents.csv", latents)
-    write_json(folder / "evidence.json", held_out_evidence(encoder, table))
+    mu, tissues = encoder.mu(table.expression), table.annotations["tissue"].to_numpy(str)
+    original, decoded = encoder.scaler.transform(table.expression), encoder.decode(mu)
+    evidence = reconstruction_evidence(original, decoded, mu.numpy(), partition, tissues)
+    write_json(folder / "evidence.json", evidence)
     write_json(folder / "summary.json", summary | {"best": best, "sha256": sha256_of(best_path)})
     print(
         f"{best_path}: epoch {best['epoch']}, validation reconstruction"

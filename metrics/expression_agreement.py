@@ -161,10 +161,36 @@ def reconstruction_agreement(
     return result
 
 
-def _correlation(one: np.ndarray, two: np.ndarray) -> float | None:
-    if min(len(one), len(two)) < 2 or np.ptp(one) == 0 or np.ptp(two) == 0:
-        return None
-    return float(np.corrcoef(one, two)[0, 1])
+def reconstruction_evidence(
+    scaled: np.ndarray,
+    reconstructed: np.ndarray,
+    mu: np.ndarray,
+    partitions: np.ndarray,
+    tissues: np.ndarray,
+) -> dict[str, Any]:
+    """Return for each part of the split what `reconstruction_agreement` does, with the latents'
+    `active_latent_dims`, and how well its tissues are told from reconstructions.
+
+    Args:
+        scaled, reconstructed: (N, G). mu: (N, D). partitions: "train", "val" or "test". tissues:
+            (N,).
+
+    Returns:
+        a part also has `tissue_accuracy`, of a classifier of the real training profiles.
+    """
+    training = partitions == "train"
+    evidence: dict[str, Any] = {}
+    for name in dict.fromkeys(partitions.tolist()):
+        rows = partitions == name
+        accuracy = transfer_accuracy(
+            scaled[training], tissues[training], reconstructed[rows], tissues[rows]
+        )
+        evidence[name] = {
+            "groups": reconstruction_agreement(scaled[rows], reconstructed[rows], tissues[rows]),
+            "active_latent_dims": active_dimensions(mu[rows]),
+            "tissue_accuracy": accuracy,
+        }
+    return evidence
 
 
 def profile_components(training: np.ndarray, sets: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -183,3 +209,9 @@ def profile_components(training: np.ndarray, sets: Mapping[str, np.ndarray]) -> 
         for name, profiles in sets.items()
     ]
     return pd.concat(parts, ignore_index=True)[["set", "pc1", "pc2"]]
+
+
+def _correlation(one: np.ndarray, two: np.ndarray) -> float | None:
+    if min(len(one), len(two)) < 2 or np.ptp(one) == 0 or np.ptp(two) == 0:
+        return None
+    return float(np.corrcoef(one, two)[0, 1])
