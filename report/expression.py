@@ -245,7 +245,8 @@ def draw_reconstruction(results: Path) -> Drawn:
     if last["tissue_accuracy"] is not None:
         caption += (
             " A tissue classifier of real training profiles is right on"
-            f" {last['tissue_accuracy']:.0%} of the reconstructions ({PARTITIONS[parts[-1]]}, balanced)."
+            f" {last['tissue_accuracy']:.0%} of the {PARTITIONS[parts[-1]]} reconstructions"
+            " (balanced)."
         )
     return Drawn("Reconstruction of expression profiles", caption, figure, numbers)
 
@@ -298,7 +299,8 @@ def draw_evidence(results: Path) -> Drawn:
         f" {evidence['residual_noise']}) against {counts[0]} real profiles of held-out donors, in"
         " standard deviations of the training profiles. AUC of classifiers that tell generated"
         " from real, cross-validated (0.5: they cannot); beside it the same for real training"
-        " profiles in the place of the generated ones. Components are fitted on the training profiles."
+        " profiles in the place of the generated ones. Components are fitted on the training"
+        " profiles."
     )
     worst = max((part["mean"] for part in evidence["auc"].values() if part), default=None)
     headline = f"Sampled expression: spread {evidence['genes']['sd_ratio']:.2f} of the real"
