@@ -66,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     new.add_argument(
         "--residual_noise",
         choices=NOISES,
-        help="spread of real profiles around decoded ones that is added: gene by gene (default),"
-        " mixed from whole profiles (profile), or none as published (default of shifts and paths)",
+        help="spread of training profiles around decoded ones that is added: gene by gene (the"
+        " default), or none as published (the default of shifts and paths)",
     )
     shift = parser.add_argument_group("shifted profiles and paths")
     shift.add_argument("--interpolation", help="interpolation_<type>.npz: shift real profiles")
@@ -180,7 +180,7 @@ class Cohort:
         scaled = self.decode(latents)
         if noise != "none":
             draw = numpy_generator(seed, "noise", name)
-            scaled += self.residuals(seed).draw(noise, tissues, draw)
+            scaled += self.residuals(seed).draw(tissues, draw)
         return self.encoder.scaler.inverse(scaled)
 
 

@@ -188,7 +188,7 @@ def oracle_samples(
         mean[tissues == tissue] += (scaled[rows] - mean[rows]).mean(axis=0)
         chosen = draw.choice(rows, int(((part == "test") & (tissues == tissue)).sum()), False)
         noise = ResidualNoise(scaled[rows] - mean[rows], tissues[rows])
-        made.append(mean[chosen] + noise.draw("gene", [tissue] * len(chosen), draw))
+        made.append(mean[chosen] + noise.draw([tissue] * len(chosen), draw))
     # Through the form of a table, as ours: no expression below 0.
     return encoder.scaler.transform(encoder.scaler.inverse(np.concatenate(made)))
 

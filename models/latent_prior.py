@@ -9,10 +9,9 @@ import numpy as np
 from sklearn.mixture import GaussianMixture
 
 PRIORS = ("posterior", "mixture", "normal")
-NOISES = ("gene", "profile", "none")
+NOISES = ("gene", "none")
 MIXTURE_COMPONENTS = (1, 2, 3, 4)  # tried per tissue
 PROFILES_PER_PARAMETER = 10  # a full covariance needs so many profiles per latent dimension
-MIXED_PROFILES = 3  # residuals that one sample's are made of
 
 
 @dataclass
@@ -87,36 +86,20 @@ class ResidualNoise:
     residuals: np.ndarray
     tissues: np.ndarray
 
-    def draw(self, kind: str, tissues: Sequence[str], generator: np.random.Generator) -> np.ndarray:
+    def draw(self, tissues: Sequence[str], generator: np.random.Generator) -> np.ndarray:
         """Return scaled noise float32 (M, G) for samples of the given tissues ("": any).
 
-        Args:
-            kind: "none": zeros, as published; "gene": each gene's residual is that of a training
-                profile of the tissue of its own, so genes scatter independently; "profile": the
-                weighted sum of `MIXED_PROFILES` whole residuals, weights positive with squares that
-                sum to 1, so variances and gene-gene correlations are kept; such samples lie close
-                to those profiles.
-            tissues: of the M samples.
-            generator: everything random is drawn from it.
+        Every gene of a sample takes its residual from a training profile of its own, of the
+        sample's tissue: marginal shapes are kept, genes scatter independently, and no profile is
+        copied (whole residuals would make samples recognisable as training profiles).
 
-        Source: residual bootstrap, Efron 1979; weights with unit sum of squares keep the
-        covariance, as in the smoothed bootstrap of Silverman and Young 1987.
+        Source: residual bootstrap, Efron 1979 (doi 10.1214/aos/1176344552), gene by gene.
         """
-        noise = np.zeros((len(tissues), self.residuals.shape[1]), np.float32)
-        if kind == "none":
-            return noise
+        noise = np.empty((len(tissues), self.residuals.shape[1]), np.float32)
         genes = np.arange(noise.shape[1])
         members = {name: self._rows(name) for name in dict.fromkeys(tissues)}
-        means = {name: self.residuals[rows].mean(axis=0) for name, rows in members.items()}
         for number, name in enumerate(tissues):
-            rows = members[name]
-            if kind == "gene":
-                noise[number] = self.residuals[generator.choice(rows, len(genes)), genes]
-                continue
-            chosen = generator.choice(rows, min(MIXED_PROFILES, len(rows)), replace=False)
-            weights = np.abs(generator.standard_normal(len(chosen))).astype(np.float32)
-            weights /= np.linalg.norm(weights)
-            noise[number] = means[name] + weights @ (self.residuals[chosen] - means[name])
+            noise[number] = self.residuals[generator.choice(members[name], len(genes)), genes]
         return noise
 
     def _rows(self, tissue: str) -> np.ndarray:
