@@ -71,7 +71,7 @@ def gaussian_mmd(real: np.ndarray, generated: np.ndarray) -> dict[str, Any]:
     check_features(real, generated)
     pooled = np.concatenate([real, generated]).astype(np.float64)
     squared = np.square(np.concatenate([block for _, block in distance_blocks(pooled, pooled)]))
-    bandwidth = float(np.sqrt(np.median(squared[np.triu_indices(len(pooled), 1)])))
+    bandwidth = float(np.median(np.sqrt(squared[np.triu_indices(len(pooled), 1)])))
     kernel = np.exp(-squared / (2 * max(bandwidth, 1e-12) ** 2))
     count, other = len(real), len(generated)
     within = (kernel[:count, :count].sum() - count) / (count * (count - 1))
@@ -86,14 +86,17 @@ def transfer_accuracy(
     """Return the balanced accuracy on one set of a logistic regression trained on another.
 
     With generated samples as the first set: train on synthetic, test on real; as the second: train
-    on real, test on synthetic. None unless the training set holds two classes, one of them tested.
+    on real, test on synthetic. None unless the training set holds two classes of two samples or
+    more, one of them tested.
 
     Source: Esteban et al. 2017 (arXiv 1706.02633), section 4.
     """
-    known = np.isin(test_labels, np.unique(train_labels))
-    if len(np.unique(train_labels)) < 2 or not known.any():
+    names, counts = np.unique(train_labels, return_counts=True)
+    classes = names[counts >= 2]  # of a single profile no classifier can learn
+    learnt, known = np.isin(train_labels, classes), np.isin(test_labels, classes)
+    if len(classes) < 2 or not known.any():
         return None
-    fitted = _classifier("linear", 0, 0).fit(train, train_labels)
+    fitted = _classifier("linear", 0, 0).fit(train[learnt], train_labels[learnt])
     right = fitted.predict(test[known]) == test_labels[known]
     labels = test_labels[known]
     return float(np.mean([right[labels == name].mean() for name in np.unique(labels)]))
