@@ -46,7 +46,7 @@ CORTEX = ("Prefrontal", "Frontal", "Temporal")  # Brawand's parts of what HPA ca
 FOLDS = 3
 REAL = {
     "path_csv": ["series.csv"], "hidden_dims": [256, 128], "latent_dim": 16, "dropout": 0.5,
-    "beta": 0.001, "lr": 0.001, "batch_size": 16, "num_epochs": 120,
+    "beta": 0.001, "lr": 0.001, "batch_size": 16, "num_epochs": 60,
 }  # fmt: skip
 
 
@@ -149,6 +149,7 @@ def measure_demo(work: Path) -> None:
         )  # fmt: skip
     for name, value in (
         ("spread of the median gene over real", lambda found: found["genes"]["sd_ratio"]),
+        ("recall", lambda found: found["coverage"]["recall"]),
         ("coverage", lambda found: found["coverage"]["coverage"]),
         ("MMD squared", lambda found: found["mmd"]["squared"]),
         ("r of gene-gene correlations", lambda found: found["correlations"]["r"]),

@@ -31,6 +31,7 @@ HISTORY = (
     "val_kl",
 )
 GENES_SHOWN = 15
+COVERAGE = ("precision", "recall", "density", "coverage")
 PARTITIONS = {"train": "training", "val": "validation", "test": "held-out"}
 THIN = {"elinewidth": 0.7, "capsize": 1.5}
 
@@ -282,7 +283,7 @@ def draw_evidence(results: Path) -> Drawn:
     axes[1, 0].set_ylabel("component 2")
     axes[1, 0].legend(handletextpad=0.2, markerscale=1.6)
     table = _evidence_table(evidence)
-    shown = table[table.measure.str.startswith(("AUC", "coverage"))]
+    shown = table[table.measure.str.startswith(("AUC", "recall"))]
     places = np.arange(len(shown))
     for number, (column, label) in enumerate(
         (("generated", "generated"), ("training", "real training profiles"))
@@ -314,7 +315,7 @@ def _evidence_table(evidence: dict[str, Any]) -> pd.DataFrame:
     for content in (evidence, evidence["floor"]):
         genes, pairs = content["genes"], content["correlations"]
         row = {f"AUC {kind}": part and part["mean"] for kind, part in content["auc"].items()}
-        row |= {"coverage": (content["coverage"] or {}).get("coverage")}
+        row |= {key: (content["coverage"] or {}).get(key) for key in COVERAGE}
         row |= {
             "spread over real (median gene)": genes["sd_ratio"],
             "r of gene means": genes["mean_r"],

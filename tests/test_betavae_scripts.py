@@ -1,6 +1,7 @@
 """betaVAE_training.py, betaVAE_interpolation.py and betaVAE_sample.py on a tiny cohort."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,7 @@ def sample(*extra):
 
 
 def evidence(name="samples"):
-    return json.loads(open(f"vae/evidence_{name}.json").read())
+    return json.loads(Path(f"vae/evidence_{name}.json").read_text())
 
 
 def widen(cohort, donors=60):
