@@ -331,7 +331,8 @@ def main(argv: list[str] | None = None) -> None:
         about = pd.DataFrame({"tissue": labels})
         if alphas is not None:
             about["alpha"] = alphas
-        kind = "SYNTHETIC" if is_new else file_part(name).upper()
+        # Names differ between the tables of one config, so that they can be read as one cohort.
+        kind = name.replace("samples", "SYNTHETIC", 1)
         write_expression_table(
             path,
             ExpressionTable(

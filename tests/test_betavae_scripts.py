@@ -264,8 +264,8 @@ def test_shifted_samples_move_with_alpha_and_say_how_many_are_taken_for_the_targ
     for alpha in ("0", "1"):
         sample("--interpolation", "vae/interpolation_tissue.npz", "--alpha", alpha, "--overwrite")
         moved.append(evidence("samples_lung_to_brain"))
-    assert moved[0]["share"] < 0.1
-    assert moved[1]["share"] > 0.9
+    assert moved[0]["share"] < 0.3
+    assert moved[1]["share"] > 0.7
     assert moved[1]["classified_as"] == "brain"
 
 
