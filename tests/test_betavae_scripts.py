@@ -1,6 +1,8 @@
 """betaVAE_training.py, betaVAE_interpolation.py and betaVAE_sample.py on a tiny cohort."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -367,3 +369,14 @@ def test_a_table_of_other_genes_than_the_checkpoints_is_refused_by_both(cohort):
     for script in (betaVAE_interpolation, betaVAE_sample):
         with pytest.raises(UserError, match=r"gene 3 is ENSGX\.1"):
             script.main(["--config", "betavae.json"])
+
+
+def test_a_missing_annotation_column_is_one_line_and_exit_code_two(cohort):
+    train()
+    write_annotations(cohort / "a.tsv", {"SIM-0000": "x"})
+    script = Path(betaVAE_interpolation.__file__)
+    options = ["--config", "betavae.json", "--type", "AGE", "--annotations", "a.tsv"]
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "a.tsv: columns AGE and SUBJID" in done.stderr
