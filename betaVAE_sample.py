@@ -27,12 +27,8 @@ import pandas as pd
 import torch
 
 from data.expression import ExpressionTable, read_cohort, write_expression_table
-from metrics.copying import copying_scores
-from metrics.expression_agreement import (
-    compare_profiles,
-    profile_components,
-    tissue_transfer,
-)
+from metrics.expression_agreement import profile_components
+from metrics.sample_evidence import sample_evidence
 from metrics.two_sample import transfer_accuracy
 from models.latent_prior import NOISES, PRIORS, ResidualNoise, TrainingLatents
 from models.profiles import ProfileEncoder
@@ -44,7 +40,6 @@ from runtime.files import require_file, sha256_of, write_csv, write_json
 from runtime.run import already_done, log, start_log
 from runtime.seeds import numpy_generator, seed_everything
 
-DRAWS = 3  # of the samples that are compared with the held-out profiles
 SHIFT_KEYS = ("difference", "groups", "members_0", "members_1")
 
 
@@ -184,70 +179,54 @@ class Cohort:
         return self.encoder.scaler.inverse(scaled)
 
 
-def balanced(
-    tissues1: np.ndarray, tissues2: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of two sets with equally many of each tissue that both hold, drawn at random."""
-    rows: tuple[list, list] = ([], [])
-    for tissue in np.intersect1d(tissues1, tissues2):
-        members = [generator.permutation(np.flatnonzero(t == tissue)) for t in (tissues1, tissues2)]
-        count = min(map(len, members))
-        for side, chosen in zip(rows, members, strict=True):
-            side.extend(chosen[:count])
-    return np.array(rows[0], np.int64), np.array(rows[1], np.int64)
-
-
-def sample_evidence(
-    cohort: Cohort, samples: np.ndarray, tissues: np.ndarray, tissue: str | None, seed: int
-) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
-    """Return what held-out profiles say of samples, genes as a table and profiles as points.
+def write_evidence(
+    cohort: Cohort,
+    samples: np.ndarray,
+    tissues: np.ndarray,
+    tissue: str | None,
+    seed: int,
+    about: dict[str, str],
+    stem: Path,
+) -> None:
+    """Write what held-out profiles say of new samples (M, G), as JSON and as two tables.
 
     Args:
-        cohort: real profiles. samples: expression (M, G) as written. tissues: (M,), "" for none.
-        tissue: of the samples, where it is one. seed: of draws.
-
-    Returns:
-        evidence with the same numbers of training profiles in the samples' place (the `floor`);
-        None with fewer than two held-out profiles.
+        cohort: real profiles. samples: expression as written. tissues: of each, "" for none.
+        tissue: the one that was asked for, or None. seed: of draws. about: kept in the JSON.
+        stem: path of the outputs without their ends.
     """
-    rows = cohort.of_tissue(cohort.held_out, tissue)
-    training = cohort.of_tissue(cohort.training, tissue)
+    rows, training = (cohort.of_tissue(r, tissue) for r in (cohort.held_out, cohort.training))
+    labels = cohort.tissues
     scaled = cohort.encoder.scaler.transform(samples)
-    # Samples of N(0, I) belong to no tissue: any are compared with any.
-    labels = cohort.tissues if any(tissues) else np.full(len(cohort.table), "")
-    pairs = [
-        balanced(labels[rows], tissues, numpy_generator(seed, "evidence", number))
-        for number in range(DRAWS)
-    ]
-    floors = [
-        balanced(labels[rows], labels[training], numpy_generator(seed, "floor", number))
-        for number in range(DRAWS)
-    ]
-    if len(pairs[0][0]) < 2 or len(floors[0][0]) < 2:
-        return None
-    real = cohort.scaled[rows]
-    evidence = compare_profiles([(real[a], scaled[b]) for a, b in pairs], seed)
-    evidence["floor"] = compare_profiles(
-        [(real[a], cohort.scaled[training][b]) for a, b in floors], seed
+    evidence, real, generated = sample_evidence(
+        cohort.scaled[rows],
+        labels[rows],
+        scaled,
+        tissues,
+        cohort.scaled[training],
+        labels[training],
+        seed,
     )
-    if any(tissues):
-        evidence["tissue_accuracy"] = tissue_transfer(real, labels[rows], scaled, tissues)
-    evidence["copying"] = copying_scores(
-        scaled, cohort.scaled[training], real, numpy_generator(seed, "copying")
-    )
-    chosen, generated = pairs[0]
-    real = rows[chosen]
-    genes = pd.DataFrame({"gene": cohort.table.genes})
-    for name, profiles in (("real", cohort.scaled[real]), ("generated", scaled[generated])):
-        genes[f"mean_{name}"], genes[f"sd_{name}"] = profiles.mean(axis=0), profiles.std(axis=0)
+    if not evidence:
+        log.info("%s: too few held-out profiles, no evidence", cohort.where)
+        return
+    real = rows[real]
     sets = {
-        "real": (cohort.scaled[real], cohort.tissues[real]),
-        "reconstructed": (cohort.decode(cohort.mu[real]), cohort.tissues[real]),
+        "real": (cohort.scaled[real], labels[real]),
+        "reconstructed": (cohort.decode(cohort.mu[real]), labels[real]),
         "generated": (scaled[generated], np.where(tissues == "", "none", tissues)[generated]),
     }
+    genes = pd.DataFrame({"gene": cohort.table.genes})
+    for name in ("real", "generated"):
+        genes[f"mean_{name}"], genes[f"sd_{name}"] = (
+            f(sets[name][0], 0) for f in (np.mean, np.std)
+        )
     points = profile_components(cohort.scaled[training], {k: v[0] for k, v in sets.items()})
     points.insert(1, "tissue", np.concatenate([value[1] for value in sets.values()]))
-    return evidence, genes, points
+    write_csv(Path(f"{stem}_genes.csv"), genes)
+    write_csv(Path(f"{stem}_profiles.csv"), points)
+    write_json(Path(f"{stem}.json"), about | evidence)
+    print(f"{stem}.json: {headline(evidence)}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -341,28 +320,27 @@ def main(argv: list[str] | None = None) -> None:
             ),
         )  # fmt: skip
         print(f"{path}: {len(z)} profiles of {len(encoder.genes)} genes")
-        report = folder / f"evidence_{name}.json"
+        stem = folder / f"evidence_{name}"
         if is_new:
-            found = sample_evidence(cohort, expression, tissues, args.tissue, args.seed)
-            if found is None:
-                log.info("%s: too few held-out profiles, no evidence", where)
-                continue
-            write_csv(folder / f"evidence_{name}_genes.csv", found[1])
-            write_csv(folder / f"evidence_{name}_profiles.csv", found[2])
-            write_json(report, {"prior": prior, "residual_noise": noise, **found[0]})
-            print(f"{report}: {headline(found[0])}")
+            about = {"prior": prior, "residual_noise": noise}
+            write_evidence(cohort, expression, tissues, args.tissue, args.seed, about, stem)
         elif not args.steps:
             target = ends[1 - names.index(name)]
             share = shift_accuracy(cohort, groups, expression, target)
-            write_json(report, {"classified_as": target, "share": share, "alpha": args.alpha})
-            print(f"{report}: {share:.3f} classified as {target}")
+            content = {"classified_as": target, "share": share, "alpha": args.alpha}
+            write_json(Path(f"{stem}.json"), content)
+            if share is not None:
+                print(f"{stem}.json: {share:.3f} classified as {target}")
     write_json(record, request)
 
 
 def shift_accuracy(
     cohort: Cohort, groups: dict[str, np.ndarray], samples: np.ndarray, target: str
-) -> float:
-    """Return the share of samples (M, G) that a classifier of both groups takes for `target`."""
+) -> float | None:
+    """Return the share of samples (M, G) that a classifier of both groups takes for `target`.
+
+    None where a group has a single member.
+    """
     rows, labels = [], []
     for side, name in enumerate(groups["groups"].tolist()):
         members = groups[f"members_{side}"].tolist()

@@ -18,7 +18,7 @@ from metrics.coverage import check_features, distance_blocks
 
 FOLDS = 5
 LEAST = 10  # samples a set below which nothing is said
-TREES = 200
+TREES = 100
 PENALTY = 0.01  # C of the logistic regression, for many more features than samples
 
 
