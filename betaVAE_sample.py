@@ -156,12 +156,17 @@ class Cohort:
             raise UserError(f"--tissue {tissue}: no training profile of it (there are: {found})")
         return rows[self.tissues[rows] == tissue]
 
+    @property
+    def latents(self) -> TrainingLatents:
+        """Latents of the training profiles."""
+        rows = self.training
+        return TrainingLatents(self.mu[rows], self.sigma[rows], self.tissues[rows])
+
     def residuals(self, seed: int) -> ResidualNoise:
         """Return the residuals of the training profiles."""
         rows = self.training
         draw = numpy_generator(seed, "residuals")
-        noise = draw.standard_normal(self.mu[rows].shape, np.float32)
-        decoded = self.decode(self.mu[rows] + self.sigma[rows] * noise)
+        decoded = self.decode(self.latents.posterior(np.arange(len(rows)), draw))
         return ResidualNoise(self.scaled[rows] - decoded, self.tissues[rows])
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -280,9 +285,8 @@ def main(argv: list[str] | None = None) -> None:
     cohort = Cohort(read_cohort(config.path_csv), encoder, where)
     draw = numpy_generator(args.seed, "prior")
     if is_new:
-        rows = cohort.of_tissue(cohort.training, args.tissue)
-        known = TrainingLatents(cohort.mu[rows], cohort.sigma[rows], cohort.tissues[rows])
-        z, tissues = known.draw(prior, args.num_samples, draw)
+        cohort.of_tissue(cohort.training, args.tissue)
+        z, tissues = cohort.latents.draw(prior, args.num_samples, draw, args.tissue)
         made = [(z, tissues, np.where(tissues == "", "synthetic", tissues), None)]
     elif args.steps:
         members = [[name] for name in ends]

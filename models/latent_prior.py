@@ -27,17 +27,29 @@ class TrainingLatents:
     sigma: np.ndarray
     tissues: np.ndarray
 
+    def posterior(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return z float32 (len(rows), D) of training profiles: mu plus noise of their sigma.
+
+        No noise goes along the axes between the means of tissues. The posterior is a diagonal
+        Gaussian, far wider along them than profiles of one tissue are, so that samples would be
+        more or less of a tissue than any profile is.
+        """
+        noise = self.sigma[rows] * generator.standard_normal((len(rows), self.mu.shape[1]))
+        axes = self._tissue_axes()
+        return (self.mu[rows] + noise - (noise @ axes.T) @ axes).astype(np.float32)
+
     def draw(
-        self, prior: str, count: int, generator: np.random.Generator
+        self, prior: str, count: int, generator: np.random.Generator, tissue: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return latents float32 (count, D) and the tissue of each, tissues as in training.
 
         Args:
             prior: "normal": N(0, I), as published, whose samples belong to no tissue (""), or
-                "posterior": z of a random training profile, or "mixture": Gaussians fitted to z of
-                each tissue.
+                "posterior": z of a random training profile, or "mixture": that with mu drawn from
+                Gaussians fitted to each tissue's.
             count: samples.
             generator: everything random is drawn from it.
+            tissue: of the samples; None: any. Not for "normal".
 
         Source: Kingma and Welling 2014 for N(0, I); the aggregate posterior, Makhzani et al. 2016
         (arXiv 1511.05644); a density fitted to it afterwards, Ghosh et al. 2020 (arXiv 1903.12436).
@@ -45,34 +57,37 @@ class TrainingLatents:
         if prior == "normal":
             latents = generator.standard_normal((count, self.mu.shape[1]), np.float32)
             return latents, np.full(count, "")
-        order = generator.permutation(len(self.mu))
-        rows = np.resize(order, count)  # every profile equally often: tissues as in training
-        noise = generator.standard_normal((count, self.mu.shape[1]), np.float32)
-        latents, tissues = self.mu[rows] + self.sigma[rows] * noise, self.tissues[rows]
-        if prior == "posterior":
-            return latents, tissues
-        for tissue in np.unique(tissues):
-            fitted = self._mixture(self.tissues == tissue)
-            fitted.random_state = int(generator.integers(2**31))
-            latents[tissues == tissue] = fitted.sample((tissues == tissue).sum())[0]
+        members = np.arange(len(self.mu))
+        if tissue is not None:
+            members = np.flatnonzero(self.tissues == tissue)
+        # Every profile equally often, so tissues are as in training.
+        rows = np.resize(generator.permutation(members), count)
+        latents, tissues = self.posterior(rows, generator), self.tissues[rows]
+        if prior == "mixture":
+            for name in np.unique(tissues):
+                own = tissues == name
+                fitted = self._mixture(self.tissues == name)
+                fitted.random_state = int(generator.integers(2**31))
+                latents[own] += fitted.sample(own.sum())[0] - self.mu[rows[own]]
         return latents, tissues
 
+    def _tissue_axes(self) -> np.ndarray:
+        """Return an orthonormal basis (T, D) of the differences between the tissues' means."""
+        names = np.unique(self.tissues)
+        means = np.stack([self.mu[self.tissues == name].mean(axis=0) for name in names])
+        _, lengths, axes = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)
+        return axes[lengths > 1e-6 * max(lengths.max(), 1e-6)]
+
     def _mixture(self, members: np.ndarray) -> GaussianMixture:
-        """Return the mixture with the lowest BIC (Schwarz 1978) for z of the member profiles."""
-        count, dim = int(members.sum()), self.mu.shape[1]
-        # The diagonal of the posterior's covariance is known, so no z is drawn for the fit.
-        extra = np.square(self.sigma[members]).mean(axis=0)
-        kind = "full" if count >= PROFILES_PER_PARAMETER * dim else "diag"
-        numbers = [k for k in MIXTURE_COMPONENTS if k == 1 or count >= PROFILES_PER_PARAMETER * k]
+        """Return the mixture with the lowest BIC (Schwarz 1978) for mu of the member profiles."""
+        mu = self.mu[members].astype(np.float64)
+        kind = "full" if len(mu) >= PROFILES_PER_PARAMETER * mu.shape[1] else "diag"
         fits = [
-            GaussianMixture(k, covariance_type=kind, random_state=0, reg_covar=1e-6).fit(
-                self.mu[members].astype(np.float64)
-            )
-            for k in numbers
+            GaussianMixture(k, covariance_type=kind, random_state=0, reg_covar=1e-6).fit(mu)
+            for k in MIXTURE_COMPONENTS
+            if k == 1 or len(mu) >= PROFILES_PER_PARAMETER * k
         ]
-        best = min(fits, key=lambda fit: fit.bic(self.mu[members]))
-        best.covariances_ = best.covariances_ + (np.diag(extra) if kind == "full" else extra)
-        return best
+        return min(fits, key=lambda fit: fit.bic(mu))
 
 
 @dataclass

@@ -26,11 +26,20 @@ def test_samples_have_mean_and_spread_of_the_aggregate_posterior_of_their_tissue
     latents = known()
     z, tissues = latents.draw(prior, 3000, np.random.default_rng(1))
     assert np.mean(tissues == "lung") == pytest.approx(2 / 3)
+    axes = np.linalg.qr(np.array([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]).T)[0]
     for tissue, centre in (("lung", 0.0), ("brain", 5.0)):
-        part = z[tissues == tissue]
+        part, mu = z[tissues == tissue], latents.mu[latents.tissues == tissue]
         np.testing.assert_allclose(part.mean(axis=0), centre, atol=0.2)
-        spread = np.sqrt(latents.mu[latents.tissues == tissue].var(axis=0) + 0.25)
-        np.testing.assert_allclose(part.std(axis=0), spread, rtol=0.1)
+        # The first axis leads from lung to brain: mu alone spreads along it.
+        added = np.array([0, 0.25, 0.25])
+        expected = np.sqrt((mu @ axes).var(axis=0) + added)
+        np.testing.assert_allclose((part @ axes).std(axis=0), expected, rtol=0.12)
+
+
+def test_samples_of_one_tissue_are_those_of_the_aggregate_posterior():
+    z, tissues = known().draw("posterior", 50, np.random.default_rng(0), "brain")
+    assert set(tissues) == {"brain"}
+    np.testing.assert_allclose(z.mean(axis=0), 5, atol=0.4)
 
 
 @pytest.mark.parametrize("prior", ["posterior", "mixture", "normal"])
