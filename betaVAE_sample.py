@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 
 from data.expression import ExpressionTable, read_cohort, write_expression_table
-from metrics.expression_agreement import profile_components
+from metrics.expression_agreement import gene_agreement, profile_components
 from metrics.sample_evidence import sample_evidence
 from metrics.two_sample import transfer_accuracy
 from models.latent_prior import NOISES, PRIORS, ResidualNoise, TrainingLatents
@@ -221,11 +221,14 @@ def write_evidence(
         "reconstructed": (cohort.decode(cohort.mu[real]), labels[real]),
         "generated": (scaled[generated], np.where(tissues == "", "none", tissues)[generated]),
     }
+    logged = {
+        "real": np.log1p(cohort.table.expression[real]),
+        "generated": np.log1p(samples[generated]),
+    }
+    evidence["log_expression"] = gene_agreement(*logged.values())
     genes = pd.DataFrame({"gene": cohort.table.genes})
-    for name in ("real", "generated"):
-        genes[f"mean_{name}"], genes[f"sd_{name}"] = (
-            f(sets[name][0], 0) for f in (np.mean, np.std)
-        )
+    for name, profiles in logged.items():
+        genes[f"mean_{name}"], genes[f"sd_{name}"] = profiles.mean(axis=0), profiles.std(axis=0)
     points = profile_components(cohort.scaled[training], {k: v[0] for k, v in sets.items()})
     points.insert(1, "tissue", np.concatenate([value[1] for value in sets.values()]))
     write_csv(Path(f"{stem}_genes.csv"), genes)

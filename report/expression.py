@@ -263,7 +263,7 @@ def draw_evidence(results: Path) -> Drawn:
     points = read_table(paths[2], ("set", "tissue", "pc1", "pc2"))
     figure, axes = panels(2, 2, 5.2)
     for axis, key, title in (
-        (axes[0, 0], "mean", "mean of each gene"),
+        (axes[0, 0], "mean", "mean of each gene, log(1 + expression)"),
         (axes[0, 1], "sd", "standard deviation of each gene"),
     ):
         real, generated = genes[f"{key}_real"], genes[f"{key}_generated"]
@@ -293,12 +293,11 @@ def draw_evidence(results: Path) -> Drawn:
     axes[1, 1].invert_yaxis()
     axes[1, 1].axvline(0.5, color="0.4", linewidth=0.8)
     axes[1, 1].set_xlim(0, 1)
-    axes[1, 1].legend(loc="upper left", bbox_to_anchor=(0, -0.12))
+    axes[1, 1].legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2)
     counts = evidence["profiles"]
     caption = (
         f"{counts[1]} sampled profiles (prior {evidence['prior']}, residual noise"
-        f" {evidence['residual_noise']}) against {counts[0]} real profiles of held-out donors, in"
-        " standard deviations of the training profiles. AUC of classifiers that tell generated"
+        f" {evidence['residual_noise']}) against {counts[0]} real profiles of held-out donors. AUC of classifiers that tell generated"
         " from real, cross-validated (0.5: they cannot); beside it the same for real training"
         " profiles in the place of the generated ones. Components are fitted on the training"
         " profiles."
@@ -318,13 +317,13 @@ def _evidence_table(evidence: dict[str, Any]) -> pd.DataFrame:
         row |= {key: (content["coverage"] or {}).get(key) for key in COVERAGE}
         row |= {
             "spread over real (median gene)": genes["sd_ratio"],
-            "r of gene means": genes["mean_r"],
-            "r of gene standard deviations": genes["sd_r"],
             "r of gene-gene correlations": pairs["r"],
             "MMD squared, Gaussian kernel": content["mmd"] and content["mmd"]["squared"],
         }
         rows.append(row)
-    transfer = evidence.get("tissue_accuracy") or {}
+    logged, transfer = evidence["log_expression"], evidence.get("tissue_accuracy") or {}
+    rows[0]["r of gene means, log expression"] = logged["mean_r"]
+    rows[0]["r of gene standard deviations, log expression"] = logged["sd_r"]
     rows[0]["tissue accuracy, real to generated"] = transfer.get("real_to_generated")
     rows[0]["tissue accuracy, generated to real"] = transfer.get("generated_to_real")
     table = pd.DataFrame(rows, index=["generated", "training"]).astype(float).round(4)

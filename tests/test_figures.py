@@ -15,6 +15,7 @@ from PIL import Image
 import figures
 from metrics.expression_agreement import (
     compare_profiles,
+    gene_agreement,
     profile_components,
     reconstruction_evidence,
 )
@@ -98,6 +99,7 @@ def write_evidence(folder: Path, draw: np.random.Generator) -> None:
     found = compare_profiles([(real, made)])
     found |= {"prior": "posterior", "residual_noise": "gene"}
     found["floor"] = compare_profiles([(real, real)])
+    found["log_expression"] = gene_agreement(real, made)
     found["tissue_accuracy"] = {"real_to_generated": 1.0, "generated_to_real": None}
     write_json(folder / "evidence_samples.json", found)
     values = {f"{key}_{name}": draw.random(20) for key in ("mean", "sd") for name in SETS[::2]}
