@@ -3,8 +3,9 @@
 Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), "betaVAE training".
 Reads:  the expression tables of the config (`path_csv`), a few rows at a time.
 Writes: in `save_dir`: model_dict_best.pt (lowest validation reconstruction), model_dict_last.pt,
-        history.csv, latents.csv, summary.json, run.json; at `split_path`: the donor split of all
-        stages. The same command again continues a stopped run, exactly on a CPU.
+        history.csv, latents.csv, summary.json, evidence.json (reconstruction of each partition),
+        run.json; at `split_path`: the donor split of all stages. The same command again continues
+        a stopped run, exactly on a CPU.
 
     python3 betaVAE_training.py --seed 99 --config configs/betavae_tissues.json --log 1 --parallel 0
     python3 betaVAE_training.py --seed 99 --config configs/demo/betavae_tissues.json \
@@ -37,6 +38,7 @@ from tqdm import tqdm
 from data.expression import ExpressionTable, read_cohort
 from data.profile_batches import epoch_batches, read_batches
 from data.splits import PARTITIONS, load_split
+from metrics.expression_agreement import reconstruction_evidence
 from models.betavae import BetaVAE, Reconstruction, betavae_loss
 from models.profiles import BATCH, ExpressionScaler, ProfileEncoder
 from models.schedules import kl_weight, learning_rate
@@ -53,7 +55,7 @@ from runtime.distributed import Processes, join_processes, leave_processes, star
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_csv, write_json
 from runtime.run import log, start_log, summary_writer, write_run_record
-from runtime.seeds import derived_seed, seed_everything
+from runtime.seeds import derived_seed, numpy_generator, seed_everything
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -70,6 +72,7 @@ FREE = (
     "checkpoint_minutes",
 )
 LOSSES = ("loss", "reconstruction", "kl")
+EVIDENCE_PROFILES = 2000  # at most so many are compared in memory
 ACTIVE_VARIANCE = 0.01  # a dimension is active when mu varies more: Burda et al. 2016 (1509.00519)
 
 
@@ -383,6 +386,23 @@ def report_latents(
     return pd.concat([about, columns], axis=1), summary
 
 
+def report_reconstruction(
+    encoder: ProfileEncoder, table: ExpressionTable, partitions: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """Return the evidence of reconstruction; of a large table, from EVIDENCE_PROFILES at random."""
+    drawn = numpy_generator(seed, "evidence").permutation(len(table))[:EVIDENCE_PROFILES]
+    some = np.sort(drawn)
+    rows = table.rows(some)
+    mu = encoder.mu(rows.expression)
+    return reconstruction_evidence(
+        encoder.scaler.transform(rows.expression),
+        encoder.decode(mu),
+        mu.numpy(),
+        partitions[some],
+        rows.annotations["tissue"].to_numpy(str),
+    )
+
+
 @contextlib.contextmanager
 def told_once() -> Iterator[None]:
     """Let a mistake that all processes meet be named by the first of each machine alone."""
@@ -468,7 +488,8 @@ def main(argv: list[str] | None = None) -> None:
     encoder, best = ProfileEncoder.from_checkpoint(checkpoint, device), checkpoint["best"]
     latents, summary = report_latents(encoder, table)
     write_csv(folder / "latents.csv", latents)
-    # Evidence goes here: the summary, written last, says that the results are complete.
+    evidence = report_reconstruction(encoder, table, latents["partition"].to_numpy(str), args.seed)
+    write_json(folder / "evidence.json", evidence)
     write_json(folder / "summary.json", summary | {"best": best, "sha256": sha256_of(best_path)})
     print(
         f"{best_path}: epoch {best['epoch']}, validation reconstruction"

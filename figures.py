@@ -44,6 +44,8 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Drawn]]] = {
     "reader_study": ("Evaluation", study.draw_study),
     "betavae_history": ("Gene expression", expression.draw_history),
     "betavae_latents": ("Gene expression", expression.draw_latents),
+    "betavae_reconstruction": ("Gene expression", expression.draw_reconstruction),
+    "betavae_evidence": ("Gene expression", expression.draw_evidence),
     "betavae_profiles": ("Gene expression", expression.draw_profiles),
     "betavae_shift": ("Gene expression", expression.draw_shift),
 }

@@ -123,6 +123,18 @@ class BetaVAE(nn.Module):
         parts = [self.encode(part.to(device))[0] for part in scaled_expression.split(batch_size)]
         return torch.cat(parts).float().to(scaled_expression.device)
 
+    @torch.inference_mode()
+    def posterior(self, scaled_expression: Tensor, batch_size: int = 512) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of q(z | x), (N, D) each, as `latents` does mu."""
+        if self.training:
+            raise RuntimeError(
+                "call eval() first: dropout and batch statistics would change the latents"
+            )
+        device = self.mu.weight.device
+        parts = [self.encode(part.to(device)) for part in scaled_expression.split(batch_size)]
+        mu, logvar = (torch.cat(values).float().cpu() for values in zip(*parts, strict=True))
+        return mu, torch.exp(0.5 * logvar)
+
 
 def betavae_loss(
     output: Reconstruction,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,9 @@ HISTORY = (
     "val_kl",
 )
 GENES_SHOWN = 15
+COVERAGE = ("precision", "recall", "density", "coverage")
+PARTITIONS = {"train": "training", "val": "validation", "test": "held-out"}
+THIN = {"elinewidth": 0.7, "capsize": 1.5}
 
 
 def betavae_folder(results: Path) -> Path:
@@ -144,7 +148,7 @@ def draw_profiles(results: Path) -> Drawn:
     parts = []
     for name in real | sampled:
         label = name.removeprefix("samples_").replace("_to_", " to ")
-        label = "sampled from the prior" if name == "samples" else label
+        label = "sampled" if name == "samples" else label
         part = pd.DataFrame(components.transform(logged[name]), columns=["pc1", "pc2"])
         part.insert(0, "profiles", label)
         part.insert(1, "source", "real" if name in real else "sampled")
@@ -193,6 +197,137 @@ def draw_shift(results: Path) -> Drawn:
         " profiles. The CSV holds the first 100."
     )
     return Drawn("Shift between groups", caption, figure, pd.concat(tables))
+
+
+def draw_reconstruction(results: Path) -> Drawn:
+    """Return how well profiles are reconstructed, for each part of the split and tissue."""
+    path = betavae_folder(results) / "evidence.json"
+    if not path.is_file():
+        raise MissingResult("no evidence.json beside the betaVAE: run betaVAE_training.py")
+    evidence = read_json(path)
+    parts = [name for name in PARTITIONS if name in evidence]
+    rows = [
+        {
+            "tissue": tissue,
+            "partition": part,
+            **{key: group.get(key) for key in ("profiles", "mse")},
+        }
+        | {"gene_r": group.get("gene_r")}
+        | dict(zip(("low", "high"), group.get("gene_r_quartiles") or (None, None), strict=True))
+        | {"sd_ratio": group.get("genes", {}).get("sd_ratio")}
+        for part in parts
+        for tissue, group in evidence[part]["groups"].items()
+    ]
+    numbers = pd.DataFrame(rows)
+    tissues = numbers.tissue.unique()
+    figure, axes = panels(1, 2, 2.4)
+    for number, part in enumerate(parts):
+        drawn = numbers[numbers.partition == part].set_index("tissue").reindex(tissues)
+        places = np.arange(len(tissues)) + (number - (len(parts) - 1) / 2) * 0.25
+        r = drawn.gene_r.to_numpy(float)
+        reach = np.abs(drawn[["low", "high"]].to_numpy(float).T - r)
+        label = PARTITIONS[part]
+        axes[0, 0].bar(
+            places, r, 0.23, yerr=reach, color=COLOURS[number], label=label, error_kw=THIN
+        )
+        axes[0, 1].bar(places, drawn.mse, 0.23, color=COLOURS[number], label=label)
+    for axis, title in zip(
+        axes[0], ("r of a gene over profiles", "mean squared error"), strict=True
+    ):
+        axis.set_xticks(np.arange(len(tissues)), tissues)
+        axis.set_title(title)
+    axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    last = evidence[parts[-1]]
+    caption = (
+        "Reconstruction of scaled expression. Left: median over genes of Pearson's r between"
+        " profiles and their reconstructions, with quartiles; 'all' holds the differences between"
+        " tissues, a tissue only those within it."
+    )
+    if last["tissue_accuracy"] is not None:
+        caption += (
+            " A tissue classifier of real training profiles is right on"
+            f" {last['tissue_accuracy']:.0%} of the {PARTITIONS[parts[-1]]} reconstructions"
+            " (balanced)."
+        )
+    return Drawn("Reconstruction of expression profiles", caption, figure, numbers)
+
+
+def draw_evidence(results: Path) -> Drawn:
+    """Return how far sampled profiles agree with real held-out ones."""
+    folder = betavae_folder(results)
+    paths = [folder / f"evidence_samples{end}" for end in (".json", "_genes.csv", "_profiles.csv")]
+    if not all(path.is_file() for path in paths):
+        raise MissingResult("no evidence_samples.json beside the betaVAE: run betaVAE_sample.py")
+    evidence = read_json(paths[0])
+    genes = read_table(paths[1], ("gene", "mean_real", "mean_generated", "sd_real", "sd_generated"))
+    points = read_table(paths[2], ("set", "tissue", "pc1", "pc2"))
+    figure, axes = panels(2, 2, 5.2)
+    for axis, key, title in (
+        (axes[0, 0], "mean", "mean of each gene, log(1 + expression)"),
+        (axes[0, 1], "sd", "standard deviation of each gene"),
+    ):
+        real, generated = genes[f"{key}_real"], genes[f"{key}_generated"]
+        axis.scatter(real, generated, s=3, alpha=0.4, linewidth=0, rasterized=True)
+        ends = [min(real.min(), generated.min()), max(real.max(), generated.max())]
+        axis.plot(ends, ends, color="0.4", linewidth=0.8)
+        axis.set_title(title)
+        axis.set_xlabel("real, held-out")
+        axis.set_ylabel("generated")
+    for number, (name, part) in enumerate(points.groupby("set", sort=False)):
+        axes[1, 0].scatter(
+            part.pc1, part.pc2, s=9, color=COLOURS[number], marker=MARKERS[number], alpha=0.5,
+            linewidth=0, label=f"{name} ({len(part)})",
+        )  # fmt: skip
+    axes[1, 0].set_title("principal components")
+    axes[1, 0].set_xlabel("component 1")
+    axes[1, 0].set_ylabel("component 2")
+    axes[1, 0].legend(handletextpad=0.2, markerscale=1.6)
+    table = _evidence_table(evidence)
+    shown = table[table.measure.str.startswith(("AUC", "recall"))]
+    places = np.arange(len(shown))
+    for number, (column, label) in enumerate(
+        (("generated", "generated"), ("training", "real training profiles"))
+    ):
+        axes[1, 1].barh(places + 0.2 - 0.4 * number, shown[column].astype(float), 0.38, label=label)
+    axes[1, 1].set_yticks(places, shown.measure)
+    axes[1, 1].invert_yaxis()
+    axes[1, 1].axvline(0.5, color="0.4", linewidth=0.8)
+    axes[1, 1].set_xlim(0, 1)
+    axes[1, 1].legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2)
+    counts = evidence["profiles"]
+    caption = (
+        f"{counts[1]} sampled profiles (prior {evidence['prior']}, residual noise"
+        f" {evidence['residual_noise']}) against {counts[0]} real profiles of held-out donors. AUC of classifiers that tell generated"
+        " from real, cross-validated (0.5: they cannot); beside it the same for real training"
+        " profiles in the place of the generated ones. Components are fitted on the training"
+        " profiles."
+    )
+    worst = max((part["mean"] for part in evidence["auc"].values() if part), default=None)
+    headline = f"Sampled expression: spread {evidence['genes']['sd_ratio']:.2f} of the real"
+    headline += f", AUC at most {worst:.2f}" if worst is not None else ""
+    return Drawn("Real and sampled expression", caption, figure, genes, headline, table)
+
+
+def _evidence_table(evidence: dict[str, Any]) -> pd.DataFrame:
+    """Return one row per measure: of generated and of real training profiles."""
+    rows = []
+    for content in (evidence, evidence["floor"]):
+        genes, pairs = content["genes"], content["correlations"]
+        row = {f"AUC {kind}": part and part["mean"] for kind, part in content["auc"].items()}
+        row |= {key: (content["coverage"] or {}).get(key) for key in COVERAGE}
+        row |= {
+            "spread over real (median gene)": genes["sd_ratio"],
+            "r of gene-gene correlations": pairs["r"],
+            "MMD squared, Gaussian kernel": content["mmd"] and content["mmd"]["squared"],
+        }
+        rows.append(row)
+    logged, transfer = evidence["log_expression"], evidence.get("tissue_accuracy") or {}
+    rows[0]["r of gene means, log expression"] = logged["mean_r"]
+    rows[0]["r of gene standard deviations, log expression"] = logged["sd_r"]
+    rows[0]["tissue accuracy, real to generated"] = transfer.get("real_to_generated")
+    rows[0]["tissue accuracy, generated to real"] = transfer.get("generated_to_real")
+    table = pd.DataFrame(rows, index=["generated", "training"]).astype(float).round(4)
+    return table.T.rename_axis("measure").reset_index()
 
 
 def _scatter(axis, points: pd.DataFrame, colour_by: str, shape_by: str) -> None:

@@ -1,6 +1,9 @@
 """betaVAE_training.py, betaVAE_interpolation.py and betaVAE_sample.py on a tiny cohort."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +13,12 @@ import torch
 import betaVAE_interpolation
 import betaVAE_sample
 import betaVAE_training
-from data.expression import read_cohort, read_expression_table
+from data.expression import (
+    ExpressionTable,
+    read_cohort,
+    read_expression_table,
+    write_expression_table,
+)
 from models.profiles import ProfileEncoder
 from runtime.checkpoint import load_checkpoint
 from runtime.errors import UserError
@@ -147,3 +155,228 @@ def test_a_foreign_interpolation_file_is_refused(cohort):
     np.savez(cohort / "other.npz", difference=np.zeros(5))
     with pytest.raises(UserError, match=r"other\.npz"):
         betaVAE_sample.main(["--config", "betavae.json", "--interpolation", "other.npz"])
+
+
+def sample(*extra):
+    betaVAE_sample.main(["--config", "betavae.json", "--num_samples", "24", *extra])
+
+
+def evidence(name="samples"):
+    return json.loads(Path(f"vae/evidence_{name}.json").read_text())
+
+
+def widen(cohort, donors=60):
+    """Write tables with enough held-out donors for two-sample tests, genes led by two factors."""
+    draw = np.random.default_rng(3)
+    weights = draw.normal(0, 0.4, (2, 30))
+    for tissue, block, level in (("lung", "0625", 3.0), ("brain", "3025", 4.0)):
+        logged = level * (np.arange(30) % 2) + 2 + draw.normal(size=(donors, 2)) @ weights
+        table = ExpressionTable(
+            [f"SIM-{donor:04d}-{block}.svs" for donor in range(donors)],
+            read_expression_table(cohort / f"{tissue}.csv").genes,
+            np.exp(logged + draw.normal(0, 0.3, logged.shape)).astype(np.float32),
+            pd.DataFrame({"tissue": [tissue] * donors}),
+        )
+        write_expression_table(cohort / f"{tissue}.csv", table)
+
+
+def test_training_writes_evidence_of_reconstruction_for_every_partition(cohort):
+    train()
+    content = json.loads((cohort / "vae/evidence.json").read_text())
+    assert set(content) == {"train", "val", "test"}
+    assert set(content["test"]["groups"]) == {"all", "lung", "brain"}
+    assert content["test"]["groups"]["all"]["profiles"] == 4
+    assert 0 <= content["test"]["active_latent_dims"] <= 6
+
+
+def test_the_published_samples_are_narrow_and_the_default_ones_as_wide_as_real_ones(cohort):
+    widen(cohort)
+    change_config(cohort / "betavae.json", num_epochs=40, batch_size=16, dropout=0.1)
+    train()
+    sample("--prior", "normal", "--residual_noise", "none")
+    published = evidence()
+    sample("--overwrite")
+    ours = evidence()
+    assert published["prior"] == "normal"
+    assert published["genes"]["sd_ratio"] < 0.7 < ours["genes"]["sd_ratio"] < 1.3
+    assert ours["auc"]["forest"]["mean"] < published["auc"]["forest"]["mean"]
+    assert ours["tissue_accuracy"]["real_to_generated"] > 0.9
+    assert "tissue_accuracy" not in published
+    points = pd.read_csv("vae/evidence_samples_profiles.csv")
+    assert points.set.unique().tolist() == ["real", "reconstructed", "generated"]
+
+
+def test_the_published_form_decodes_standard_normal_latents(cohort):
+    train()
+    sample("--prior", "normal", "--residual_noise", "none")
+    table = read_expression_table("vae/samples.csv")
+    assert set(table.annotations.tissue) == {"synthetic"}
+    encoder = ProfileEncoder.from_checkpoint(
+        load_checkpoint("vae/model_dict_best.pt", "betavae"), torch.device("cpu")
+    )
+    z = np.random.default_rng(0).standard_normal((5000, 6), np.float32)
+    expected = encoder.scaler.inverse(encoder.decode(torch.from_numpy(z))).mean(axis=0)
+    np.testing.assert_allclose(table.expression.mean(axis=0), expected, rtol=0.2)
+
+
+@pytest.mark.parametrize("prior", ["posterior", "mixture"])
+def test_samples_of_one_tissue_have_its_name_and_own_file(cohort, prior):
+    train()
+    sample("--tissue", "brain", "--prior", prior)
+    table = read_expression_table("vae/samples_brain.csv")
+    assert set(table.annotations.tissue) == {"brain"}
+    assert (table.expression >= 0).all()
+
+
+def test_samples_are_read_by_training_and_by_interpolation(cohort):
+    train()
+    for tissue in ("lung", "brain"):
+        sample("--tissue", tissue)
+    change_config(
+        cohort / "betavae.json", path_csv=["vae/samples_lung.csv", "vae/samples_brain.csv"],
+        save_dir="again",
+    )  # fmt: skip
+    train()
+    betaVAE_interpolation.main(["--config", "betavae.json"])
+    with np.load("again/interpolation_tissue.npz") as archive:
+        assert archive["groups"].tolist() == ["lung", "brain"]
+
+
+def test_a_path_leads_from_one_group_to_the_other_and_between_two_samples(cohort):
+    train()
+    betaVAE_interpolation.main(["--config", "betavae.json"])
+    shift = "vae/interpolation_tissue.npz"
+    betaVAE_sample.main(["--config", "betavae.json", "--interpolation", shift, "--steps", "5"])
+    path = read_expression_table("vae/path_lung_to_brain.csv")
+    assert path.annotations.alpha.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    moved = pd.read_csv("vae/interpolation_tissue.csv").set_index("gene").loc[path.genes]
+    np.testing.assert_allclose(path.expression[0], moved.expression_lung, rtol=1e-3)
+    np.testing.assert_allclose(path.expression[-1], moved.expression_brain, rtol=1e-3)
+    ends = ["SIM-0001-0625.svs", "SIM-0002-3025.svs"]
+    betaVAE_sample.main(["--config", "betavae.json", "--between", *ends, "--steps", "3"])
+    assert len(read_expression_table(f"vae/path_{ends[0]}_to_{ends[1]}.csv")) == 3
+
+
+def test_shifted_samples_move_with_alpha_and_say_how_many_are_taken_for_the_target(cohort):
+    widen(cohort)
+    change_config(cohort / "betavae.json", num_epochs=40, batch_size=16, dropout=0.1)
+    train()
+    betaVAE_interpolation.main(["--config", "betavae.json"])
+    moved = []
+    for alpha in ("0", "1"):
+        sample("--interpolation", "vae/interpolation_tissue.npz", "--alpha", alpha, "--overwrite")
+        moved.append(evidence("samples_lung_to_brain"))
+    assert moved[0]["share"] < 0.3
+    assert moved[1]["share"] > 0.7
+    assert moved[1]["classified_as"] == "brain"
+
+
+def test_gene_table_holds_effect_and_fold_change_most_moved_first(cohort):
+    train()
+    betaVAE_interpolation.main(["--config", "betavae.json"])
+    moved = pd.read_csv("vae/interpolation_tissue.csv")
+    assert moved.scaled_shift.abs().is_monotonic_decreasing
+    expected = np.log2((moved.expression_brain + 1) / (moved.expression_lung + 1))
+    np.testing.assert_allclose(moved.log2_fold_change, expected, atol=1e-4)
+    table = read_cohort(["lung.csv", "brain.csv"])
+    content = load_checkpoint("vae/model_dict_best.pt", "betavae")
+    encoder = ProfileEncoder.from_checkpoint(content, torch.device("cpu"))
+    scaled = encoder.scaler.transform(table.expression)
+    training = np.array([encoder.split[donor] == "train" for donor in table.donors])
+    lung = np.arange(20) < 10
+    means = [scaled[training & rows].mean(axis=0) for rows in (lung, ~lung)]
+    found = moved.set_index("gene").measured_shift[table.genes]
+    np.testing.assert_allclose(found, means[1] - means[0], atol=1e-4)
+
+
+def write_annotations(path, values, key="SUBJID", name="SMOKER", separator="\t"):
+    lines = [f"{key}{separator}{name}", *(f"{k}{separator}{v}" for k, v in values.items())]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_any_annotation_makes_groups_within_a_tissue_by_donor_or_by_sample(cohort):
+    train()
+    donors = {f"SIM-{donor:04d}": ("yes", "no", "once")[donor % 3] for donor in range(10)}
+    write_annotations(cohort / "smoking.tsv", donors)
+    split = load_checkpoint("vae/model_dict_best.pt", "betavae")["split"]
+    arguments = ["--config", "betavae.json", "--type", "SMOKER", "--annotations", "smoking.tsv"]
+    with pytest.raises(UserError, match=r"no, once, yes; choose two with --groups"):
+        betaVAE_interpolation.main(arguments)
+    halves = [d for d in donors if split[d] == "train"]
+    values = {donor: ("high", "low")[halves.index(donor) % 2] for donor in halves}
+    write_annotations(cohort / "half.csv", values, name="DOSE", separator=",")
+    arguments = ["--config", "betavae.json", "--type", "DOSE", "--annotations", "half.csv"]
+    betaVAE_interpolation.main([*arguments, "--tissue", "brain", "--groups", "low", "high"])
+    with np.load("vae/interpolation_DOSE_brain_low_high.npz") as archive:
+        assert archive["groups"].tolist() == ["low", "high"]
+        members = archive["members_0"].tolist()
+    assert sorted(members) == sorted(f"{d}-3025.svs" for d in values if values[d] == "low")
+    by_sample = {f"{donor}-0625": value for donor, value in values.items()}
+    write_annotations(cohort / "samples.tsv", by_sample, key="wsi_file_name", name="DOSE")
+    betaVAE_interpolation.main([*arguments[:4], "--annotations", "samples.tsv"])
+    with np.load("vae/interpolation_DOSE.npz") as archive:
+        assert archive["groups"].tolist() == ["high", "low"]
+
+
+BAD_GROUPS = {
+    "column missing": (dict.fromkeys(["SIM-0000"], "a"), ["--type", "AGE"], "AGE"),
+    "no donor matches": ({"GTEX-1": "a", "GTEX-2": "b"}, ["--type", "SMOKER"], "no donor"),
+    "one member": (None, ["--type", "SMOKER"], "2 or more"),
+    "unknown tissue": ({"SIM-0000": "a"}, ["--type", "SMOKER", "--tissue", "skin"], "skin"),
+    "tissue of tissue": ({"SIM-0000": "a"}, ["--tissue", "lung"], "--groups"),
+    "unknown group": ({"SIM-0000": "a"}, ["--groups", "lung", "skin"], "found lung, brain"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GROUPS)
+def test_groups_that_cannot_be_made_end_in_one_line_and_write_nothing(cohort, case):
+    train()
+    values, options, words = BAD_GROUPS[case]
+    if values is None:
+        split = load_checkpoint("vae/model_dict_best.pt", "betavae")["split"]
+        training = sorted(donor for donor, part in split.items() if part == "train")
+        values = dict.fromkeys(training, "most") | {training[0]: "alone"}
+    write_annotations(cohort / "a.tsv", values)
+    with pytest.raises(UserError, match=words) as caught:
+        betaVAE_interpolation.main(["--config", "betavae.json", "--annotations", "a.tsv", *options])
+    assert "\n" not in str(caught.value)
+    assert not list((cohort / "vae").glob("interpolation*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tissue", "skin"], "lung, brain"),
+        (["--tissue", "lung", "--prior", "normal"], "knows no tissues"),
+        (["--steps", "3"], "--between"),
+        (["--between", "a", "b"], "--steps"),
+        (["--between", "a", "b", "--steps", "3"], "no row a"),
+        (["--alpha", "nan"], "finite"),
+    ],
+)
+def test_sampling_options_at_odds_are_named_and_nothing_is_written(cohort, options, words):
+    train()
+    with pytest.raises(UserError, match=words):
+        sample(*options)
+    assert not list((cohort / "vae").glob("samples*"))
+
+
+def test_a_table_of_other_genes_than_the_checkpoints_is_refused_by_both(cohort):
+    train()
+    for name in ("lung.csv", "brain.csv"):
+        path = cohort / name
+        path.write_text(path.read_text().replace("rna_ENSG00000000002.1", "rna_ENSGX.1"))
+    for script in (betaVAE_interpolation, betaVAE_sample):
+        with pytest.raises(UserError, match=r"gene 3 is ENSGX\.1"):
+            script.main(["--config", "betavae.json"])
+
+
+def test_a_missing_annotation_column_is_one_line_and_exit_code_two(cohort):
+    train()
+    write_annotations(cohort / "a.tsv", {"SIM-0000": "x"})
+    script = Path(betaVAE_interpolation.__file__)
+    options = ["--config", "betavae.json", "--type", "AGE", "--annotations", "a.tsv"]
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "a.tsv: columns AGE and SUBJID" in done.stderr

@@ -13,9 +13,17 @@ import pytest
 from PIL import Image
 
 import figures
+from metrics.expression_agreement import (
+    compare_profiles,
+    gene_agreement,
+    profile_components,
+    reconstruction_evidence,
+)
 from report.page import duration_text
-from report.style import crop_grid
+from report.style import MissingResult, crop_grid
 from runtime.errors import UserError
+
+SETS = ("real", "reconstructed", "generated")
 
 
 def write_csv(path: Path, **columns) -> None:
@@ -82,6 +90,24 @@ def study_result() -> dict:
     }
 
 
+def write_evidence(folder: Path, draw: np.random.Generator) -> None:
+    """Write evidence as betaVAE_training.py and betaVAE_sample.py do."""
+    real, made = draw.normal(size=(2, 24, 20))
+    tissues, partitions = np.repeat(["lung", "brain"], 12), np.array(["train", "val", "test"] * 8)
+    evidence = reconstruction_evidence(real, 0.5 * real, real[:, :3], partitions, tissues)
+    write_json(folder / "evidence.json", evidence)
+    found = compare_profiles([(real, made)])
+    found |= {"prior": "posterior", "residual_noise": "gene"}
+    found["floor"] = compare_profiles([(real, real)])
+    found["log_expression"] = gene_agreement(real, made)
+    found["tissue_accuracy"] = {"real_to_generated": 1.0, "generated_to_real": None}
+    write_json(folder / "evidence_samples.json", found)
+    values = {f"{key}_{name}": draw.random(20) for key in ("mean", "sd") for name in SETS[::2]}
+    write_csv(folder / "evidence_samples_genes.csv", gene=range(20), **values)
+    points = profile_components(real, dict.fromkeys(SETS, real)).assign(tissue="lung")
+    points.to_csv(folder / "evidence_samples_profiles.csv", index=False)
+
+
 def write_results(folder: Path) -> None:
     """Write a small result of every kind, in the formats of the scripts."""
     draw = np.random.default_rng(0)
@@ -118,6 +144,7 @@ def write_results(folder: Path) -> None:
     for path in ("expression/lung.csv", "expression/brain.csv", "checkpoints/betavae/samples.csv"):
         values = {f"rna_{gene}": draw.gamma(2, 5, 6) for gene in genes}
         write_csv(folder / path, wsi_file_name=[f"S{k}" for k in range(6)], tissue="x", **values)
+    write_evidence(betavae, draw)
     for run in ("gan_lung", "rna-gan_lung"):
         write_csv(
             folder / "checkpoints" / f"{run}.history.csv",
@@ -329,3 +356,18 @@ def test_a_grid_is_cut_between_tiles():
 )
 def test_durations_read_as_people_say_them(seconds, text):
     assert duration_text(seconds) == text
+
+
+def test_evidence_figures_show_samples_beside_real_training_profiles(tmp_path):
+    write_results(tmp_path)
+    drawn = figures.expression.draw_evidence(tmp_path)
+    table = drawn.table.set_index("measure")
+    stored = json.loads((tmp_path / "checkpoints/betavae/evidence_samples.json").read_text())
+    assert table.generated["AUC forest"] == pytest.approx(stored["auc"]["forest"]["mean"], abs=1e-4)
+    assert table.training["spread over real (median gene)"] == 1
+    numbers = figures.expression.draw_reconstruction(tmp_path).numbers
+    assert set(numbers.partition) == {"train", "val", "test"}
+    assert set(numbers.tissue) == {"all", "lung", "brain"}
+    (tmp_path / "checkpoints/betavae/evidence_samples_genes.csv").unlink()
+    with pytest.raises(MissingResult, match="betaVAE_sample"):
+        figures.expression.draw_evidence(tmp_path)

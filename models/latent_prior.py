@@ -1,0 +1,122 @@
+"""Where synthetic profiles come from: a prior of the latents, and the spread around the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.mixture import GaussianMixture
+
+PRIORS = ("posterior", "mixture", "normal")
+NOISES = ("gene", "none")
+MIXTURE_COMPONENTS = (1, 2, 3, 4)  # tried per tissue
+PROFILES_PER_PARAMETER = 10  # a full covariance needs so many profiles per latent dimension
+
+
+@dataclass
+class TrainingLatents:
+    """Latents of N training profiles.
+
+    Attributes:
+        mu, sigma: float32 (N, D), mean and standard deviation of q(z | x).
+        tissues: tissue of each profile.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    tissues: np.ndarray
+
+    def posterior(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return z float32 (len(rows), D) of training profiles: mu plus noise of their sigma.
+
+        No noise goes along the axes between the means of tissues. The posterior is a diagonal
+        Gaussian, far wider along them than profiles of one tissue are, so that samples would be
+        more or less of a tissue than any profile is.
+        """
+        noise = self.sigma[rows] * generator.standard_normal((len(rows), self.mu.shape[1]))
+        axes = self._tissue_axes()
+        return (self.mu[rows] + noise - (noise @ axes.T) @ axes).astype(np.float32)
+
+    def draw(
+        self, prior: str, count: int, generator: np.random.Generator, tissue: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return latents float32 (count, D) and the tissue of each, tissues as in training.
+
+        Args:
+            prior: "normal": N(0, I), as published, whose samples belong to no tissue (""), or
+                "posterior": z of a random training profile, or "mixture": that with mu drawn from
+                Gaussians fitted to each tissue's.
+            count: samples.
+            generator: everything random is drawn from it.
+            tissue: of the samples; None: any. Not for "normal".
+
+        Source: Kingma and Welling 2014 for N(0, I); the aggregate posterior, Makhzani et al. 2016
+        (arXiv 1511.05644); a density fitted to it afterwards, Ghosh et al. 2020 (arXiv 1903.12436).
+        """
+        if prior == "normal":
+            latents = generator.standard_normal((count, self.mu.shape[1]), np.float32)
+            return latents, np.full(count, "")
+        members = np.arange(len(self.mu))
+        if tissue is not None:
+            members = np.flatnonzero(self.tissues == tissue)
+        # Every profile equally often, so tissues are as in training.
+        rows = np.resize(generator.permutation(members), count)
+        latents, tissues = self.posterior(rows, generator), self.tissues[rows]
+        if prior == "mixture":
+            for name in np.unique(tissues):
+                own = tissues == name
+                fitted = self._mixture(self.tissues == name)
+                fitted.random_state = int(generator.integers(2**31))
+                latents[own] += fitted.sample(own.sum())[0] - self.mu[rows[own]]
+        return latents, tissues
+
+    def _tissue_axes(self) -> np.ndarray:
+        """Return an orthonormal basis (T, D) of the differences between the tissues' means."""
+        names = np.unique(self.tissues)
+        means = np.stack([self.mu[self.tissues == name].mean(axis=0) for name in names])
+        _, lengths, axes = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)
+        return axes[lengths > 1e-6 * max(lengths.max(), 1e-6)]
+
+    def _mixture(self, members: np.ndarray) -> GaussianMixture:
+        """Return the mixture with the lowest BIC (Schwarz 1978) for mu of the member profiles."""
+        mu = self.mu[members].astype(np.float64)
+        kind = "full" if len(mu) >= PROFILES_PER_PARAMETER * mu.shape[1] else "diag"
+        fits = [
+            GaussianMixture(k, covariance_type=kind, random_state=0, reg_covar=1e-6).fit(mu)
+            for k in MIXTURE_COMPONENTS
+            if k == 1 or len(mu) >= PROFILES_PER_PARAMETER * k
+        ]
+        return min(fits, key=lambda fit: fit.bic(mu))
+
+
+@dataclass
+class ResidualNoise:
+    """What the decoded mean leaves out: residuals float32 (N, G) of N training profiles, scaled.
+
+    Decoded latents are the mean of a profile; a profile scatters around it. A residual is a
+    training profile less the decoded z of its own posterior, so that the variances of both add up.
+    """
+
+    residuals: np.ndarray
+    tissues: np.ndarray
+
+    def draw(self, tissues: Sequence[str], generator: np.random.Generator) -> np.ndarray:
+        """Return scaled noise float32 (M, G) for samples of the given tissues ("": any).
+
+        Every gene of a sample takes its residual from a training profile of its own, of the
+        sample's tissue: marginal shapes are kept, genes scatter independently, and no profile is
+        copied (whole residuals would make samples recognisable as training profiles).
+
+        Source: residual bootstrap, Efron 1979 (doi 10.1214/aos/1176344552), gene by gene.
+        """
+        noise = np.empty((len(tissues), self.residuals.shape[1]), np.float32)
+        genes = np.arange(noise.shape[1])
+        members = {name: self._rows(name) for name in dict.fromkeys(tissues)}
+        for number, name in enumerate(tissues):
+            noise[number] = self.residuals[generator.choice(members[name], len(genes)), genes]
+        return noise
+
+    def _rows(self, tissue: str) -> np.ndarray:
+        rows = np.flatnonzero(self.tissues == tissue)
+        return rows if len(rows) else np.arange(len(self.residuals))

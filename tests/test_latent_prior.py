@@ -1,0 +1,82 @@
+"""Priors draw what they say, by tissue; residual noise adds the spread that was left out."""
+
+import numpy as np
+import pytest
+
+from models.latent_prior import ResidualNoise, TrainingLatents
+
+
+def known(count=200, dim=3):
+    draw = np.random.default_rng(0)
+    tissues = np.repeat(["lung", "brain"], [count, count // 2])
+    mu = draw.normal(size=(len(tissues), dim)).astype(np.float32) * 0.5
+    mu[tissues == "brain"] += 5
+    return TrainingLatents(mu, np.full_like(mu, 0.5), tissues)
+
+
+def test_the_normal_prior_is_standard_normal_and_of_no_tissue():
+    z, tissues = known().draw("normal", 4000, np.random.default_rng(1))
+    assert set(tissues) == {""}
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.06)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=0.05)
+
+
+@pytest.mark.parametrize("prior", ["posterior", "mixture"])
+def test_samples_have_mean_and_spread_of_the_aggregate_posterior_of_their_tissue(prior):
+    latents = known()
+    z, tissues = latents.draw(prior, 3000, np.random.default_rng(1))
+    assert np.mean(tissues == "lung") == pytest.approx(2 / 3)
+    axes = np.linalg.qr(np.array([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]).T)[0]
+    for tissue, centre in (("lung", 0.0), ("brain", 5.0)):
+        part, mu = z[tissues == tissue], latents.mu[latents.tissues == tissue]
+        np.testing.assert_allclose(part.mean(axis=0), centre, atol=0.2)
+        # The first axis leads from lung to brain: mu alone spreads along it.
+        added = np.array([0, 0.25, 0.25])
+        expected = np.sqrt((mu @ axes).var(axis=0) + added)
+        np.testing.assert_allclose((part @ axes).std(axis=0), expected, rtol=0.12)
+
+
+def test_samples_of_one_tissue_are_those_of_the_aggregate_posterior():
+    z, tissues = known().draw("posterior", 50, np.random.default_rng(0), "brain")
+    assert set(tissues) == {"brain"}
+    np.testing.assert_allclose(z.mean(axis=0), 5, atol=0.4)
+
+
+@pytest.mark.parametrize("prior", ["posterior", "mixture", "normal"])
+def test_draws_follow_the_generator_alone(prior):
+    one, two, other = (
+        known().draw(prior, 20, np.random.default_rng(seed))[0] for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, two)
+    assert not np.allclose(one, other)
+
+
+def test_a_mixture_of_few_profiles_in_many_dimensions_is_fitted():
+    latents = known(count=4, dim=12)
+    z, _ = latents.draw("mixture", 50, np.random.default_rng(0))
+    assert z.shape == (50, 12)
+    assert np.isfinite(z).all()
+
+
+def test_two_clusters_within_a_tissue_are_both_drawn_and_not_what_lies_between():
+    draw = np.random.default_rng(0)
+    mu = draw.normal(size=(300, 2)).astype(np.float32) * 0.2
+    mu[:150] += 4
+    latents = TrainingLatents(mu, np.full_like(mu, 0.1), np.full(300, "lung"))
+    z, _ = latents.draw("mixture", 400, np.random.default_rng(1))
+    assert np.mean(z[:, 0] > 2) == pytest.approx(0.5, abs=0.08)
+    assert np.mean(np.abs(z[:, 0] - 2) < 1) < 0.02
+
+
+def test_noise_of_a_gene_has_the_values_of_its_tissue_and_genes_are_independent():
+    draw = np.random.default_rng(0)
+    shared = draw.normal(size=(100, 1))
+    residuals = np.concatenate([np.repeat(shared, 6, axis=1), np.full((50, 6), 9.0)])
+    noise = ResidualNoise(residuals.astype(np.float32), np.repeat(["lung", "brain"], [100, 50]))
+    drawn = noise.draw(["lung"] * 400, np.random.default_rng(1))
+    assert np.isin(drawn[:, 0], noise.residuals[:100, 0]).all()
+    np.testing.assert_allclose(drawn.std(axis=0), shared.std(), rtol=0.15)
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 0.25
+    assert (noise.draw(["brain"] * 3, np.random.default_rng(1)) == 9).all()
+    anywhere = noise.draw([""] * 200, np.random.default_rng(1))
+    assert 0.2 < (anywhere == 9).mean() < 0.45
