@@ -55,6 +55,22 @@ class Networks:
             for network, rate in zip((self.generator, self.critic), learning_rates, strict=True)
         )
 
+    def share_batch(self, device_type: str) -> None:
+        """Prepare for batches that are split over processes: on GPUs the generator's batch
+        normalisation takes the statistics of the joint batch.
+
+        torch has no such layer for CPUs; there every process normalises its own share. The critic's
+        batch normalisation, which is only in the published recipe, stays with the share: the joint
+        one has no second derivative, which the penalty needs.
+        """
+        if device_type == "cuda":
+            self.generator = nn.SyncBatchNorm.convert_sync_batchnorm(self.generator)
+
+    def running_statistics(self) -> list[torch.Tensor]:
+        """Return the running statistics of generator and critic, which processes must average."""
+        both = (*self.generator.buffers(), *self.critic.buffers())
+        return [buffer for buffer in both if buffer.is_floating_point()]
+
     @torch.no_grad()
     def update_average(self, decay: float, step: int) -> None:
         """Move the average towards the generator; the decay rises from 0.1 to `decay`."""

@@ -1,4 +1,4 @@
-"""The strided layers as matrix products: the same function as torch's convolutions, to any order."""
+"""The strided layers as matrix products: torch's convolutions, to any derivative."""
 
 import pytest
 import torch
