@@ -347,114 +347,118 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
     slides = torch.from_numpy(dataset.slide_numbers).long()
     where = f"{device}, {'bfloat16' if bfloat16 else 'float32'}, {processes.size} process(es)"
     log.info("%d tiles of %d slides, %d steps an epoch, %s", len(dataset), len(rows), steps, where)
-    bar = tqdm(
-        total=args.num_epochs * steps, initial=progress.step, unit="step", desc=model_path.stem,
-        disable=not processes.first,
-    )  # fmt: skip
     saved_at, out_of_time = progress.elapsed_s, False
-    while progress.epoch < args.num_epochs and not out_of_time:
-        order = epoch_order(
-            len(dataset), config.tiles_per_step, config.tile_order == "shuffled", args.seed,
-            progress.epoch,
-        )[progress.batch :]  # fmt: skip
-        own = batches([numbers[share] for numbers in order])
-        for numbers, (pixels, _) in zip(order, own, strict=True):
-            step = progress.step
-            # Drawn for the joint batch, so that the run does not depend on the processes.
-            draws = draw_step(
-                torch_generator(args.seed, "step", step),
-                config.tiles_per_step,
-                config.img_size,
-                config.latent_dim,
-                conditioning,
-                profiles[slides[numbers]] if conditional else None,
-                config.penalty_form == "per_batch",
-            ).share(share, device)
-            condition = draws.condition
-            penalised = penalty_weight > 0 and step % config.penalty_interval == 0
-            real = pixels_to_images(pixels.to(device, non_blocking=True))
-            with autocast(device, bfloat16):
-                fake = generator(draws.latents).float()
-            if config.augment != "none":
-                real = turned(real, draws.turns)
-            if config.augment == "full":
-                real = augmented(real, draws.real_changes)
-                fake = augmented(fake, draws.fake_changes)
-
-            # Critic
-            given = (critic, args.loss_type, real, fake.detach(), condition)
-            with autocast(device, bfloat16):
-                loss = critic_objective(*given, config.regression_weight, draws.wrong)
-                penalty = torch.zeros_like(loss)
-                if penalised and not own_step:
-                    penalty = critic_penalty(*given, draws.epsilon)
-            minimise(networks.critic_optimizer, loss + penalty_weight * penalty, critic, processes)
-            if penalised and own_step:
+    with tqdm(
+        total=args.num_epochs * steps,
+        initial=progress.step,
+        unit="step",
+        desc=model_path.stem,
+        disable=not processes.first,
+    ) as bar:
+        while progress.epoch < args.num_epochs and not out_of_time:
+            order = epoch_order(
+                len(dataset), config.tiles_per_step, config.tile_order == "shuffled", args.seed,
+                progress.epoch,
+            )[progress.batch :]  # fmt: skip
+            own = batches([numbers[share] for numbers in order])
+            for numbers, (pixels, _) in zip(order, own, strict=True):
+                step = progress.step
+                # Drawn for the joint batch, so that the run does not depend on the processes.
+                draws = draw_step(
+                    torch_generator(args.seed, "step", step),
+                    config.tiles_per_step,
+                    config.img_size,
+                    config.latent_dim,
+                    conditioning,
+                    profiles[slides[numbers]] if conditional else None,
+                    config.penalty_form == "per_batch",
+                ).share(share, device)
+                condition = draws.condition
+                penalised = penalty_weight > 0 and step % config.penalty_interval == 0
+                real = pixels_to_images(pixels.to(device, non_blocking=True))
                 with autocast(device, bfloat16):
-                    penalty = critic_penalty(*given, draws.epsilon, per_batch=True)
-                minimise(networks.critic_optimizer, penalty_weight * penalty, critic, processes)
-            if config.critic_clip:
-                clip_weights(critic, config.critic_clip)
+                    fake = generator(draws.latents).float()
+                if config.augment != "none":
+                    real = turned(real, draws.turns)
+                if config.augment == "full":
+                    real = augmented(real, draws.real_changes)
+                    fake = augmented(fake, draws.fake_changes)
 
-            # Generator: the same images, judged by the critic as it is now
-            generator_value = torch.zeros_like(loss)
-            if (step + 1) % config.critic_steps == 0:
-                critic.requires_grad_(False)
+                # Critic
+                given = (critic, args.loss_type, real, fake.detach(), condition)
                 with autocast(device, bfloat16):
-                    generator_value = generator_objective(
-                        critic, args.loss_type, real, fake, condition, config.regression_weight
-                    )
-                minimise(networks.generator_optimizer, generator_value, generator, processes)
-                critic.requires_grad_(True)
-            measures = torch.stack([loss, generator_value, penalty]).detach().float()
-            processes.average([measures, *networks.running_statistics()])
-            if (step + 1) % config.critic_steps == 0:
-                networks.update_average(config.ema_decay, step)
+                    loss = critic_objective(*given, config.regression_weight, draws.wrong)
+                    penalty = torch.zeros_like(loss)
+                    if penalised and not own_step:
+                        penalty = critic_penalty(*given, draws.epsilon)
+                minimise(
+                    networks.critic_optimizer, loss + penalty_weight * penalty, critic, processes
+                )
+                if penalised and own_step:
+                    with autocast(device, bfloat16):
+                        penalty = critic_penalty(*given, draws.epsilon, per_batch=True)
+                    minimise(networks.critic_optimizer, penalty_weight * penalty, critic, processes)
+                if config.critic_clip:
+                    clip_weights(critic, config.critic_clip)
 
-            progress.add(measures)
-            bar.update()
-            if progress.step % config.log_interval == 0:
-                progress.check_finite(str(model_path))
-                means = progress.means()
-                bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()})
-                if writer:
-                    writer.add_scalars("epoch_means", means, progress.step)
-            save_now, out_of_time = processes.first_says(
-                [
-                    progress.elapsed_s - saved_at > 60 * config.checkpoint_minutes,
-                    bool(args.max_minutes) and progress.elapsed_s > 60 * args.max_minutes,
-                ]
-            )
-            if save_now:
+                # Generator: the same images, judged by the critic as it is now
+                generator_value = torch.zeros_like(loss)
+                if (step + 1) % config.critic_steps == 0:
+                    critic.requires_grad_(False)
+                    with autocast(device, bfloat16):
+                        generator_value = generator_objective(
+                            critic, args.loss_type, real, fake, condition, config.regression_weight
+                        )
+                    minimise(networks.generator_optimizer, generator_value, generator, processes)
+                    critic.requires_grad_(True)
+                measures = torch.stack([loss, generator_value, penalty]).detach().float()
+                processes.average([measures, *networks.running_statistics()])
+                if (step + 1) % config.critic_steps == 0:
+                    networks.update_average(config.ema_decay, step)
+
+                progress.add(measures)
+                bar.update()
+                if progress.step % config.log_interval == 0:
+                    progress.check_finite(str(model_path))
+                    means = progress.means()
+                    bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()})
+                    if writer:
+                        writer.add_scalars("epoch_means", means, progress.step)
+                save_now, out_of_time = processes.first_says(
+                    [
+                        progress.elapsed_s - saved_at > 60 * config.checkpoint_minutes,
+                        bool(args.max_minutes) and progress.elapsed_s > 60 * args.max_minutes,
+                    ]
+                )
+                if save_now:
+                    save(model_path, config.keep_checkpoints)
+                    saved_at = progress.elapsed_s
+                if out_of_time:
+                    break
+            if progress.batch < steps:
                 save(model_path, config.keep_checkpoints)
-                saved_at = progress.elapsed_s
-            if out_of_time:
                 break
-        if progress.batch < steps:
-            save(model_path, config.keep_checkpoints)
-            break
 
-        # Epoch results
-        progress.check_finite(str(model_path))
-        row = progress.end_epoch(steps * config.tiles_per_step)
-        last = progress.epoch == args.num_epochs or out_of_time
-        if quality and (last or progress.epoch % config.metrics_every == 0):
-            row |= quality.measure(networks.average, conditioning)
-            if row["fid"] <= min(past.get("fid", row["fid"]) for past in progress.history):
-                save(Path(f"{args.model_dir}.best.model"))
-            if writer:
-                for key in ("fid", "kid"):
-                    writer.add_scalar(key, row[key], progress.step)
-        if processes.first and (last or progress.epoch % config.grid_every == 0):
-            grid = epoch_grid(
-                networks.average, conditioning, grid_mu, args.seed, config.grid_columns
-            )
-            write_png(Path(args.image_dir) / f"epoch_{progress.epoch:04d}.png", grid)
-        if processes.first and (last or progress.elapsed_s - saved_at > SHORT_EPOCH_S):
-            save(model_path, config.keep_checkpoints)
-            write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(progress.history))
-            saved_at = progress.elapsed_s
-    bar.close()
+            # Epoch results
+            progress.check_finite(str(model_path))
+            row = progress.end_epoch(steps * config.tiles_per_step)
+            last = progress.epoch == args.num_epochs or out_of_time
+            if quality and (last or progress.epoch % config.metrics_every == 0):
+                row |= quality.measure(networks.average, conditioning)
+                if row["fid"] <= min(past.get("fid", row["fid"]) for past in progress.history):
+                    save(Path(f"{args.model_dir}.best.model"))
+                if writer:
+                    for key in ("fid", "kid"):
+                        writer.add_scalar(key, row[key], progress.step)
+            if processes.first and (last or progress.epoch % config.grid_every == 0):
+                grid = epoch_grid(
+                    networks.average, conditioning, grid_mu, args.seed, config.grid_columns
+                )
+                write_png(Path(args.image_dir) / f"epoch_{progress.epoch:04d}.png", grid)
+            if processes.first and (last or progress.elapsed_s - saved_at > SHORT_EPOCH_S):
+                save(model_path, config.keep_checkpoints)
+                write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(progress.history))
+                saved_at = progress.elapsed_s
     if processes.first:
         done = f"{progress.epoch} epochs, {progress.step} steps, {progress.elapsed_s:.0f} s"
         print(f"{model_path}: {done}")

@@ -19,7 +19,9 @@ LAMBDA, GAMMA, REGRESSION, DECAY = 10.0, 1.0, 0.2, 0.999
 
 def generator_of(weights, latents):
     features = (latents @ weights["project.weight"].T).view(len(latents), -1, 4, 4)
-    norms = [("project_norm.0", None)] + [(f"blocks.{3 * k + 1}", f"blocks.{3 * k}") for k in (0, 1)]
+    norms = [("project_norm.0", None)] + [
+        (f"blocks.{3 * k + 1}", f"blocks.{3 * k}") for k in (0, 1)
+    ]
     for norm, layer in norms:
         if layer:
             features = F.conv_transpose2d(features, weights[f"{layer}.weight"], None, 2, 1)
