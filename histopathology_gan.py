@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,12 +31,18 @@ from tqdm import tqdm
 
 from data.expression import ExpressionTable
 from data.pixels import image_grid, images_to_pixels, pixels_to_images, write_png
-from data.training import TileBatches, TrainingTiles, epoch_order, read_training_tiles
+from data.training import (
+    TileBatches,
+    TrainingTiles,
+    check_training_tiles,
+    epoch_order,
+    read_training_tiles,
+)
 from metrics.networks import find_network
 from metrics.quality import QualityMeter
 from models.augmentation import augmented, turned
 from models.draws import draw_step
-from models.networks import GAN_TYPES, Networks
+from models.networks import GAN_TYPES, Networks, network_arguments
 from models.profiles import ProfileEncoder
 from models.r3gan import GROUP_WIDTH
 from models.sampling import sample_images
@@ -164,56 +171,22 @@ def checked_config(args: argparse.Namespace) -> GANConfig:
     return config
 
 
-def checked_inputs(args: argparse.Namespace, config: GANConfig, processes: Processes):
-    """Return the tiles and profiles, once it is clear that they fit the config."""
-    inputs = read_training_tiles(
-        config.path_csv,
-        config.patch_data_path,
-        (config.split_path, config.split_seed),
-        config.train_partitions,
-        args.num_patches,
-        config.img_size,
-    )
-    needed = config.tiles_per_step
-    if len(inputs.table.genes) != config.rna_features:
-        found = f"the tables hold {len(inputs.table.genes)} genes"
-        raise UserError(f"{args.config}: rna_features is {config.rna_features}, {found}")
-    if len(inputs.tiles) < needed:
-        raise UserError(f"{args.config}: {len(inputs.tiles)} tiles, a step needs {needed}")
-    if needed % processes.size:
-        found = f"tiles_per_step {needed} cannot be shared by {processes.size} processes alike"
-        raise UserError(f"{args.config}: {found}")
-    if config.metrics_every and inputs.held_out_tiles is None:
-        raise UserError(f"{args.config}: metrics_every needs tiles of held-out donors")
-    return inputs
+class Setup(NamedTuple):
+    """What a run trains on and with; `mu` (N, D) is that of all profiles of an RNA-GAN."""
 
+    config: GANConfig
+    device: torch.device
+    bfloat16: bool
+    inputs: TrainingTiles
+    mu: torch.Tensor | None
+    conditioning: Conditioning | None
+    networks: Networks
+    progress: Progress
+    described: dict  # of a checkpoint: everything that stays as it is
 
-def build_networks(
-    args: argparse.Namespace, config: GANConfig, conditioning: Conditioning | None, device
-) -> Networks:
-    """Return untrained networks and their optimisers."""
-    shape = {"image_px": config.img_size, "step_channels": config.step_channels}
-    if args.gan_type == "r3gan":
-        shape["blocks"] = config.residual_blocks
-    critic_args = shape | {"output": config.critic_output}
-    if args.gan_type == "dcgan":
-        critic_args["norm"] = config.critic_norm
-    if conditioning is not None:
-        critic_args |= {
-            "latent_dim": len(conditioning.mean),
-            "conditioning": config.critic_conditioning,
-        }
-    else:
-        critic_args |= {"latent_dim": 0, "conditioning": "none"}
-    latent_dim = conditioning.input_dim if conditioning is not None else config.latent_dim
-    return Networks(
-        args.gan_type,
-        {"latent_dim": latent_dim, **shape},
-        critic_args,
-        learning_rates=(config.generator_lr, config.critic_lr),
-        betas=tuple(config.adam_betas),
-        device=device,
-    )
+    def checkpoint(self) -> dict:
+        """Return the content of a checkpoint."""
+        return self.networks.state_dict() | self.described | self.progress.to_checkpoint()
 
 
 def minimise(
@@ -233,108 +206,142 @@ def main(argv: list[str] | None = None) -> None:
         start_on_all_devices(argv, __file__)
     processes = join_processes("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        train(args, processes)
+        with processes.together():
+            setup = prepare(args, processes)
+        if setup.progress.epoch >= args.num_epochs:
+            log.info("%s.model: up to date", args.model_dir)
+        else:
+            train(args, setup, processes)
     finally:
         leave_processes()
 
 
-def train(args: argparse.Namespace, processes: Processes) -> None:
-    """Train from the command line's arguments, as one of the processes."""
-    with processes.together():
-        # Arguments and config
-        config = checked_config(args)
-        conditional = args.loss_type in CONDITIONAL
-        model_path = Path(f"{args.model_dir}.model")
+def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
+    """Return everything a run needs, read and checked, with the progress of a stopped run."""
+    # Arguments and config
+    config = checked_config(args)
+    model_path = Path(f"{args.model_dir}.model")
 
-        # Run directory, log, seed, device
-        start_log()
-        log.setLevel(logging.INFO if processes.first else logging.ERROR)
-        seed_everything(args.seed)
-        device = choose_device(config.device)
-        if processes.size > 1 and device.type == "cuda":
-            device = choose_device(processes.local_rank)
-            torch.cuda.set_device(device)
-        bfloat16 = uses_bfloat16(config.precision, device)
+    # Run directory, log, seed, device
+    start_log()
+    log.setLevel(logging.INFO if processes.first else logging.ERROR)
+    seed_everything(args.seed)
+    device = choose_device(config.device)
+    if processes.size > 1 and device.type == "cuda":
+        device = choose_device(processes.local_rank)
+        torch.cuda.set_device(device)
 
-        # Data
-        inputs = checked_inputs(args, config, processes)
-        table, rows, dataset = inputs.table, inputs.rows, inputs.tiles
-        mu = conditioning = profiles = grid_mu = None
-        origin: dict = {}
-        if conditional:
-            vae_path = Path(args.vae_checkpoint or config.vae_checkpoint)
-            mu, origin = profile_latents(vae_path, table, device)
-            conditioning = Conditioning.fit(
-                mu[torch.from_numpy(inputs.training)],
-                config.latent_noise,
-                config.noise_dim,
-                config.latent_norm,
-            )
-            shown = (inputs.held_out + rows)[: config.grid_columns]
-            profiles, grid_mu = mu[rows], mu[shown]
-
-        # Model and optimiser
-        networks = build_networks(args, config, conditioning, device)
-        if processes.size > 1:
-            networks.share_batch(device.type)
-        generator, critic = networks.generator, networks.critic
-
-        # Resume
-        settings = config.model_dump() | {
-            "seed": args.seed,
-            "gan_type": args.gan_type,
-            "loss_type": args.loss_type,
-            "num_patches": args.num_patches,
-            "betavae_sha256": origin.get("betavae_sha256"),
-        }
-        progress = Progress(MEASURES, device)
-        if model_path.is_file():
-            state = load_checkpoint(model_path, "gan")
-            check_same_recipe(state["config"], settings, FREE, model_path)
-            networks.load_state_dict(state)
-            networks.load_optimizers(state)
-            progress.load(state)
-            del state
-            log.info("%s: epoch %d, step %d", model_path, progress.epoch, progress.step)
-        elif args.checkpoint:
-            start = load_checkpoint(args.checkpoint, "gan")
-            for key in ("generator_args", "critic_args"):
-                check_same_recipe(start[key], networks.state_dict()[key], (), args.checkpoint)
-            networks.load_state_dict(start)
-            del start
-        if processes.first:
-            remove_leftovers(model_path)
-            if progress.history:  # a kill may have come between the checkpoint and its table
-                write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(progress.history))
-        if progress.epoch >= args.num_epochs:
-            log.info("%s: up to date", model_path)
-            return
-        if processes.first:
-            write_run_record(f"{args.model_dir}.run.json", settings, args.seed)
-        if sentence := unused_keys(config):
-            log.info("%s: %s", args.config, sentence)
-        writer = summary_writer(args.log and processes.first, config.summary_path)
-        batches = TileBatches(
-            dataset, config.n_workers, config.tile_cache_mb, pinned=device.type == "cuda"
+    # Data
+    inputs = read_training_tiles(
+        config.path_csv,
+        config.patch_data_path,
+        (config.split_path, config.split_seed),
+        config.train_partitions,
+        args.num_patches,
+        config.img_size,
+    )
+    table, tiles_per_step = inputs.table, config.tiles_per_step
+    check_training_tiles(inputs, config.rna_features, tiles_per_step, args.config)
+    if tiles_per_step % processes.size:
+        found = f"tiles_per_step {tiles_per_step} cannot be shared by {processes.size} processes"
+        raise UserError(f"{args.config}: {found} alike")
+    if config.metrics_every and inputs.held_out_tiles is None:
+        raise UserError(f"{args.config}: metrics_every needs tiles of held-out donors")
+    mu = conditioning = None
+    origin: dict = {}
+    if args.loss_type in CONDITIONAL:
+        vae_path = Path(args.vae_checkpoint or config.vae_checkpoint)
+        mu, origin = profile_latents(vae_path, table, device)
+        population = mu[torch.from_numpy(inputs.training)]
+        conditioning = Conditioning.fit(
+            population, config.latent_noise, config.noise_dim, config.latent_norm
         )
-        quality = None
-        if config.metrics_every and processes.first:
-            quality = HeldOutQuality(inputs, mu, config.metrics_tiles, args.seed, device)
 
-    def save(path: Path, keep: int = 1) -> None:
+    # Model and optimiser
+    generator_args, critic_args = network_arguments(
+        args.gan_type,
+        {"image_px": config.img_size, "step_channels": config.step_channels},
+        blocks=config.residual_blocks,
+        norm=config.critic_norm,
+        output=config.critic_output,
+        input_dim=conditioning.input_dim if conditioning else config.latent_dim,
+        profile_dim=mu.shape[1] if conditioning else 0,
+        conditioning=config.critic_conditioning if conditioning else "none",
+    )
+    networks = Networks(
+        args.gan_type,
+        generator_args,
+        critic_args,
+        learning_rates=(config.generator_lr, config.critic_lr),
+        betas=tuple(config.adam_betas),
+        device=device,
+    )
+    if processes.size > 1:
+        networks.share_batch(device.type)
+
+    # Resume
+    settings = config.model_dump() | {
+        "seed": args.seed,
+        "gan_type": args.gan_type,
+        "loss_type": args.loss_type,
+        "num_patches": args.num_patches,
+        "betavae_sha256": origin.get("betavae_sha256"),
+    }
+    progress = Progress(MEASURES, device)
+    if model_path.is_file():
+        state = load_checkpoint(model_path, "gan")
+        check_same_recipe(state["config"], settings, FREE, model_path)
+        networks.load_state_dict(state)
+        networks.load_optimizers(state)
+        progress.load(state)
+        log.info("%s: epoch %d, step %d", model_path, progress.epoch, progress.step)
+    elif args.checkpoint:
+        start = load_checkpoint(args.checkpoint, "gan")
+        for key in ("generator_args", "critic_args"):
+            check_same_recipe(start[key], networks.state_dict()[key], (), args.checkpoint)
+        networks.load_state_dict(start)
+    if processes.first:
+        remove_leftovers(model_path)
+        if progress.epoch < args.num_epochs:
+            write_run_record(f"{args.model_dir}.run.json", settings, args.seed)
+        if progress.history:  # a kill may have come between the checkpoint and its table
+            write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(progress.history))
+    if sentence := unused_keys(config):
+        log.info("%s: %s", args.config, sentence)
+    described = {
+        "loss_type": args.loss_type,
+        "image_px": config.img_size,
+        "latent_dim": networks.generator.latent_dim,
+        "conditioning": conditioning.to_checkpoint() | origin if conditioning else None,
+        "genes": table.genes,
+        "train_slides": [table.names[row] for row in inputs.rows],
+        "config": settings,
+    }
+    bfloat16 = uses_bfloat16(config.precision, device)
+    return Setup(config, device, bfloat16, inputs, mu, conditioning, networks, progress, described)
+
+
+def train(args: argparse.Namespace, setup: Setup, processes: Processes) -> None:
+    """Train from where the setup stands to the last epoch, as one of the processes."""
+    config, device, bfloat16, inputs, mu, conditioning, networks, progress, _ = setup
+    generator, critic, dataset = networks.generator, networks.critic, inputs.tiles
+    profiles = grid_mu = None
+    if mu is not None:
+        profiles = mu[inputs.rows]
+        grid_mu = mu[(inputs.held_out + inputs.rows)[: config.grid_columns]]
+    model_path = Path(f"{args.model_dir}.model")
+    writer = summary_writer(args.log and processes.first, config.summary_path)
+    batches = TileBatches(
+        dataset, config.n_workers, config.tile_cache_mb, pinned=device.type == "cuda"
+    )
+    quality = None
+    if config.metrics_every and processes.first:
+        quality = HeldOutQuality(inputs, mu, config.metrics_tiles, args.seed, device)
+
+    def save() -> None:
         progress.check_finite(str(model_path))
-        content = {
-            "loss_type": args.loss_type,
-            "image_px": config.img_size,
-            "latent_dim": generator.latent_dim,
-            "conditioning": conditioning.to_checkpoint() | origin if conditional else None,
-            "genes": table.genes,
-            "train_slides": [table.names[row] for row in rows],
-            "config": settings,
-            **progress.to_checkpoint(),
-        }
         if processes.first:
-            save_checkpoint(path, "gan", networks.state_dict() | content, keep)
+            save_checkpoint(model_path, "gan", setup.checkpoint(), config.keep_checkpoints)
 
     # Loop
     own_step = config.penalty_form == "per_batch" and args.loss_type in WASSERSTEIN
@@ -346,7 +353,9 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
     share = processes.share(config.tiles_per_step)
     slides = torch.from_numpy(dataset.slide_numbers).long()
     where = f"{device}, {'bfloat16' if bfloat16 else 'float32'}, {processes.size} process(es)"
-    log.info("%d tiles of %d slides, %d steps an epoch, %s", len(dataset), len(rows), steps, where)
+    log.info(
+        "%d tiles of %d slides, %d steps an epoch, %s", len(dataset), len(inputs.rows), steps, where
+    )
     saved_at, out_of_time = progress.elapsed_s, False
     with tqdm(
         total=args.num_epochs * steps,
@@ -370,7 +379,7 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
                     config.img_size,
                     config.latent_dim,
                     conditioning,
-                    profiles[slides[numbers]] if conditional else None,
+                    None if profiles is None else profiles[slides[numbers]],
                     config.penalty_form == "per_batch",
                 ).share(share, device)
                 condition = draws.condition
@@ -431,12 +440,12 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
                     ]
                 )
                 if save_now:
-                    save(model_path, config.keep_checkpoints)
+                    save()
                     saved_at = progress.elapsed_s
                 if out_of_time:
                     break
             if progress.batch < steps:
-                save(model_path, config.keep_checkpoints)
+                save()
                 break
 
             # Epoch results
@@ -446,7 +455,7 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
             if quality and (last or progress.epoch % config.metrics_every == 0):
                 row |= quality.measure(networks.average, conditioning)
                 if row["fid"] <= min(past.get("fid", row["fid"]) for past in progress.history):
-                    save(Path(f"{args.model_dir}.best.model"))
+                    save_checkpoint(f"{args.model_dir}.best.model", "gan", setup.checkpoint())
                 if writer:
                     for key in ("fid", "kid"):
                         writer.add_scalar(key, row[key], progress.step)
@@ -456,7 +465,7 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
                 )
                 write_png(Path(args.image_dir) / f"epoch_{progress.epoch:04d}.png", grid)
             if processes.first and (last or progress.elapsed_s - saved_at > SHORT_EPOCH_S):
-                save(model_path, config.keep_checkpoints)
+                save()
                 write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(progress.history))
                 saved_at = progress.elapsed_s
     if processes.first:

@@ -149,7 +149,7 @@ def test_steps_are_those_of_a_plain_implementation(cohort, monkeypatch, loss_typ
     if conditional:
         betaVAE_training.main(["--config", "betavae.json"])
     start, seen = {}, {}
-    build, read = histopathology_gan.build_networks, histopathology_gan.checked_inputs
+    build, read = histopathology_gan.Networks, histopathology_gan.read_training_tiles
     latents = histopathology_gan.profile_latents
 
     def remember(store, key, function):
@@ -159,13 +159,13 @@ def test_steps_are_those_of_a_plain_implementation(cohort, monkeypatch, loss_typ
 
         return wrapped
 
-    def kept_networks(*given):
-        networks = build(*given)
+    def kept_networks(*given, **named):
+        networks = build(*given, **named)
         start.update(copy.deepcopy(networks.state_dict()))
         return networks
 
-    monkeypatch.setattr(histopathology_gan, "build_networks", kept_networks)
-    monkeypatch.setattr(histopathology_gan, "checked_inputs", remember(seen, "inputs", read))
+    monkeypatch.setattr(histopathology_gan, "Networks", kept_networks)
+    monkeypatch.setattr(histopathology_gan, "read_training_tiles", remember(seen, "inputs", read))
     monkeypatch.setattr(histopathology_gan, "profile_latents", remember(seen, "mu", latents))
     histopathology_gan.main(
         ["--config", "gan_lung.json", "--seed", str(SEED), "--loss_type", loss_type]
