@@ -202,7 +202,7 @@ def minimise(
 def main(argv: list[str] | None = None) -> None:
     """Train a GAN or an RNA-GAN."""
     args = build_parser().parse_args(argv)
-    if args.parallel:
+    if args.parallel and choose_device(checked_config(args).device).type == "cuda":
         start_on_all_devices(argv, __file__)
     processes = join_processes("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -15,7 +15,8 @@ import torch
 
 import betaVAE_training
 import histopathology_gan
-from runtime.checkpoint import load_checkpoint, previous_path
+from runtime.checkpoint import load_checkpoint, previous_path, save_checkpoint
+from runtime.distributed import start_on_all_devices
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "histopathology_gan.py"
@@ -114,6 +115,19 @@ def test_a_mistake_is_said_by_one_process(cohort):
     assert not Path("models").exists()
 
 
+def test_parallel_starts_a_process_per_gpu_with_the_same_arguments(monkeypatch):
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(os, "execv", lambda *given: started.append(given))
+    start_on_all_devices(["--config", "a b.json"], "script.py")
+    ((program, command),) = started
+    assert program == sys.executable
+    assert command[-4:] == ["--nproc_per_node=3", "script.py", "--config", "a b.json"]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    start_on_all_devices([], "script.py")
+    assert len(started) == 1
+
+
 def killed_and_continued(kills, epochs):
     """Run to the end with so many kill -9 at random moments after a new checkpoint; return the
     number of kills that met a running process."""
@@ -194,3 +208,24 @@ def test_a_full_disk_stops_in_one_line_with_the_last_good_checkpoint(cohort):
     assert path.read_bytes() == before
     assert not previous_path(path, 1).exists()
     assert not list(Path("models").glob(".*part*"))
+
+
+def test_the_checkpoints_before_are_kept_in_order(tmp_path):
+    path = tmp_path / "x.model"
+    for step in range(5):
+        save_checkpoint(path, "gan", {"step": step}, keep=3)
+    ages = [path, previous_path(path, 1), previous_path(path, 2)]
+    assert [load_checkpoint(age, "gan")["step"] for age in ages] == [4, 3, 2]
+    assert not previous_path(path, 3).exists()
+    save_checkpoint(path, "gan", {"step": 5})
+    assert [load_checkpoint(age, "gan")["step"] for age in ages] == [5, 3, 2]
+
+
+def test_a_file_system_without_links_keeps_a_copy(tmp_path, monkeypatch):
+    def refuse(*given):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for step in range(2):
+        save_checkpoint(tmp_path / "x.model", "gan", {"step": step}, keep=2)
+    assert load_checkpoint(previous_path(tmp_path / "x.model", 1), "gan")["step"] == 0
