@@ -393,19 +393,18 @@ def train(args: argparse.Namespace, setup: Setup, processes: Processes) -> None:
                     real = augmented(real, draws.real_changes)
                     fake = augmented(fake, draws.fake_changes)
 
-                # Critic
+                # Critic: loss and penalty one after the other, so that one graph is held at a time
                 given = (critic, args.loss_type, real, fake.detach(), condition)
                 with autocast(device, bfloat16):
                     loss = critic_objective(*given, config.regression_weight, draws.wrong)
-                    penalty = torch.zeros_like(loss)
-                    if penalised and not own_step:
-                        penalty = critic_penalty(*given, draws.epsilon)
-                minimise(
-                    networks.critic_optimizer, loss + penalty_weight * penalty, critic, processes
-                )
-                if penalised and own_step:
+                penalty = torch.zeros_like(loss)
+                if penalised and not own_step:
+                    loss.backward()
+                else:
+                    minimise(networks.critic_optimizer, loss, critic, processes)
+                if penalised:
                     with autocast(device, bfloat16):
-                        penalty = critic_penalty(*given, draws.epsilon, per_batch=True)
+                        penalty = critic_penalty(*given, draws.epsilon, per_batch=own_step)
                     minimise(networks.critic_optimizer, penalty_weight * penalty, critic, processes)
                 if config.critic_clip:
                     clip_weights(critic, config.critic_clip)
