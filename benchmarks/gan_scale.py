@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
 
         report("opening tile stores", "slide", (40, 80, 160), opened)
         report("reading shuffled PNG tiles", "tile", (250, 500, 1000), read)
-        report("reading a table", "profile", (50, 100, 200), table)
+        report("reading a table", "profile", (25, 50, 100), table)
     model = BetaVAE(GENES).eval()
 
     def encoded(rows: int) -> float:
