@@ -2,9 +2,10 @@
 
 Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), tiles of lung and brain cortex.
 Reads:  tile stores and expression tables of the config; for `--loss_type wganvae` a betaVAE.
-Writes: `<model_dir>.model` (rebuilds itself; at most --checkpoint_minutes old), .history.csv and
-        .run.json beside it; one grid of generated tiles per epoch in `--image_dir`.
+Writes: `<model_dir>.model` (rebuilds itself; at most `checkpoint_minutes` old), the one before as
+        .previous1.model, .history.csv and .run.json; one grid of tiles per epoch in `--image_dir`.
         The same command again continues a stopped run; a larger --num_epochs extends it.
+        `--parallel 1` uses all GPUs of the machine; for several machines start it by torchrun.
 
     python3 histopathology_gan.py --seed 99 --config configs/gan_run_lung.json \\
         --image_dir gan_generated_images/images_rna-gan_lung \\
@@ -18,7 +19,7 @@ Writes: `<model_dir>.model` (rebuilds itself; at most --checkpoint_minutes old),
 from __future__ import annotations
 
 import argparse
-import time
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,29 +31,41 @@ from tqdm import tqdm
 
 from data.expression import ExpressionTable
 from data.pixels import image_grid, images_to_pixels, pixels_to_images, write_png
-from data.training import TileBatches, TrainingTiles, epoch_order, read_training_tiles
+from data.training import (
+    TileBatches,
+    TrainingTiles,
+    check_training_tiles,
+    epoch_order,
+    read_training_tiles,
+)
 from metrics.networks import find_network
 from metrics.quality import QualityMeter
 from models.augmentation import augmented, turned
-from models.networks import GAN_TYPES, Networks
+from models.draws import draw_step
+from models.networks import GAN_TYPES, Networks, network_arguments
 from models.profiles import ProfileEncoder
 from models.r3gan import GROUP_WIDTH
 from models.sampling import sample_images
-from models.wgan import (
-    CONDITIONAL,
-    LOSS_TYPES,
-    RELATIVISTIC,
-    WASSERSTEIN,
-    clip_weights,
-    gradient_penalty,
-    zero_centred_penalty,
+from models.wgan import CONDITIONAL, LOSS_TYPES, RELATIVISTIC, WASSERSTEIN, clip_weights
+from models.wgan_vae import Conditioning, critic_objective, critic_penalty, generator_objective
+from runtime.checkpoint import (
+    check_genes,
+    check_same_recipe,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
 )
-from models.wgan_vae import Conditioning, critic_objective, generator_objective
-from runtime.checkpoint import check_genes, check_same_recipe, load_checkpoint, save_checkpoint
 from runtime.config import GANConfig, load_config, unused_keys
 from runtime.device import autocast, choose_device, uses_bfloat16
+from runtime.distributed import (
+    Processes,
+    join_processes,
+    leave_processes,
+    start_on_all_devices,
+)
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_csv
+from runtime.progress import Progress
 from runtime.run import log, start_log, summary_writer, write_run_record
 from runtime.seeds import numpy_generator, seed_everything, torch_generator
 
@@ -60,7 +73,7 @@ from runtime.seeds import numpy_generator, seed_everything, torch_generator
 FREE = (
     "flag", "n_workers", "device", "log_interval", "summary_path", "checkpoint_minutes",
     "path_csv", "patch_data_path", "split_path", "vae_checkpoint", "tile_cache_mb",
-    "metrics_every", "metrics_tiles", "grid_every",
+    "metrics_every", "metrics_tiles", "grid_every", "keep_checkpoints",
 )  # fmt: skip
 MEASURES = ("critic_loss", "generator_loss", "gradient_penalty")
 SHORT_EPOCH_S = 30.0  # checkpoints are at least so far apart, however short the epochs are
@@ -84,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--checkpoint", help="start from the weights of this .model")
     files.add_argument("--vae_checkpoint", help="betaVAE of the RNA-GAN")
     files.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: TensorBoard events")
+    parser.add_argument("--parallel", type=int, choices=(0, 1), default=0, help="1: all GPUs")
     mirrored = parser.add_argument_group("keys of the config")
     mirrored.add_argument("--device")
     mirrored.add_argument("--precision", choices=("auto", "float32", "bfloat16"))
@@ -141,40 +155,8 @@ class HeldOutQuality:
         return self.meter.measure(pixels)._asdict()
 
 
-def minimise(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """Take one step down the gradient of a scalar."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
-class Draws(NamedTuple):
-    """A step's generator input and condition (N, D) and the penalty's epsilon (N or 1, 1, 1, 1)."""
-
-    latents: torch.Tensor
-    condition: torch.Tensor | None
-    epsilon: torch.Tensor
-
-
-def draw_step(
-    draw: torch.Generator,
-    profile: torch.Tensor | None,
-    conditioning: Conditioning | None,
-    count: int,
-    latent_dim: int,
-    per_batch: bool,
-) -> Draws:
-    """Return the random parts of a step from its generator; `profile` is mu (N, D) of its tiles."""
-    epsilon = torch.rand(1 if per_batch else count, 1, 1, 1, generator=draw)
-    if conditioning is None:
-        return Draws(torch.randn(count, latent_dim, generator=draw), None, epsilon)
-    noise = conditioning.draw(count, draw)
-    return Draws(conditioning.latents(profile, noise), conditioning.condition(profile), epsilon)
-
-
-def main(argv: list[str] | None = None) -> None:
-    # Arguments and config
-    args = build_parser().parse_args(argv)
+def checked_config(args: argparse.Namespace) -> GANConfig:
+    """Return the config, once it is clear that config and flags go together."""
     config = load_config(GANConfig, args.config, device=args.device, precision=args.precision)
     for flag in ("num_epochs", "num_patches"):
         if getattr(args, flag) < 1:
@@ -184,18 +166,72 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{args.config}: {found}: --gan_type r3gan needs a multiple of {GROUP_WIDTH}"
         )
-    conditional = args.loss_type in CONDITIONAL
+    if not config.patch_data_path:
+        raise UserError(f"{args.config}: key 'patch_data_path' is missing")
+    return config
+
+
+class Setup(NamedTuple):
+    """What a run trains on and with; `mu` (N, D) is that of all profiles of an RNA-GAN."""
+
+    config: GANConfig
+    device: torch.device
+    bfloat16: bool
+    inputs: TrainingTiles
+    mu: torch.Tensor | None
+    conditioning: Conditioning | None
+    networks: Networks
+    progress: Progress
+    described: dict  # of a checkpoint: everything that stays as it is
+
+    def checkpoint(self) -> dict:
+        """Return the content of a checkpoint."""
+        return self.networks.state_dict() | self.described | self.progress.to_checkpoint()
+
+
+def minimise(
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, network: nn.Module, processes: Processes
+) -> None:
+    """Take one step down the gradient of a loss, averaged over the processes; keep no gradient."""
+    loss.backward()
+    processes.average_gradients(network.parameters())
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train a GAN or an RNA-GAN."""
+    args = build_parser().parse_args(argv)
+    if args.parallel and choose_device(checked_config(args).device).type == "cuda":
+        start_on_all_devices(argv, __file__)
+    processes = join_processes("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with processes.together():
+            setup = prepare(args, processes)
+        if setup.progress.epoch >= args.num_epochs:
+            log.info("%s.model: up to date", args.model_dir)
+        else:
+            train(args, setup, processes)
+    finally:
+        leave_processes()
+
+
+def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
+    """Return everything a run needs, read and checked, with the progress of a stopped run."""
+    # Arguments and config
+    config = checked_config(args)
     model_path = Path(f"{args.model_dir}.model")
 
     # Run directory, log, seed, device
     start_log()
+    log.setLevel(logging.INFO if processes.first else logging.ERROR)
     seed_everything(args.seed)
     device = choose_device(config.device)
-    bfloat16 = uses_bfloat16(config.precision, device)
+    if processes.size > 1 and device.type == "cuda":
+        device = choose_device(processes.local_rank)
+        torch.cuda.set_device(device)
 
     # Data
-    if not config.patch_data_path:
-        raise UserError(f"{args.config}: key 'patch_data_path' is missing")
     inputs = read_training_tiles(
         config.path_csv,
         config.patch_data_path,
@@ -204,47 +240,44 @@ def main(argv: list[str] | None = None) -> None:
         args.num_patches,
         config.img_size,
     )
-    table, rows, dataset = inputs.table, inputs.rows, inputs.tiles
-    if len(table.genes) != config.rna_features:
-        found = f"the tables hold {len(table.genes)} genes"
-        raise UserError(f"{args.config}: rna_features is {config.rna_features}, {found}")
-    if len(dataset) < config.tiles_per_step:
-        found = f"{len(dataset)} tiles, a step needs {config.tiles_per_step}"
-        raise UserError(f"{args.config}: {found}")
+    table, tiles_per_step = inputs.table, config.tiles_per_step
+    check_training_tiles(inputs, config.rna_features, tiles_per_step, args.config)
+    if tiles_per_step % processes.size:
+        found = f"tiles_per_step {tiles_per_step} cannot be shared by {processes.size} processes"
+        raise UserError(f"{args.config}: {found} alike")
     if config.metrics_every and inputs.held_out_tiles is None:
         raise UserError(f"{args.config}: metrics_every needs tiles of held-out donors")
-    mu = conditioning = profiles = grid_mu = None
+    mu = conditioning = None
     origin: dict = {}
-    if conditional:
+    if args.loss_type in CONDITIONAL:
         vae_path = Path(args.vae_checkpoint or config.vae_checkpoint)
         mu, origin = profile_latents(vae_path, table, device)
         population = mu[torch.from_numpy(inputs.training)]
         conditioning = Conditioning.fit(
             population, config.latent_noise, config.noise_dim, config.latent_norm
         )
-        shown = (inputs.held_out + rows)[: config.grid_columns]
-        profiles, grid_mu = mu[rows], mu[shown]
 
     # Model and optimiser
-    latent_dim = conditioning.input_dim if conditional else config.latent_dim
-    shape = {"image_px": config.img_size, "step_channels": config.step_channels}
-    if args.gan_type == "r3gan":
-        shape["blocks"] = config.residual_blocks
+    generator_args, critic_args = network_arguments(
+        args.gan_type,
+        {"image_px": config.img_size, "step_channels": config.step_channels},
+        blocks=config.residual_blocks,
+        norm=config.critic_norm,
+        output=config.critic_output,
+        input_dim=conditioning.input_dim if conditioning else config.latent_dim,
+        profile_dim=mu.shape[1] if conditioning else 0,
+        conditioning=config.critic_conditioning if conditioning else "none",
+    )
     networks = Networks(
         args.gan_type,
-        generator_args={"latent_dim": latent_dim, **shape},
-        critic_args={
-            **shape,
-            **({"norm": config.critic_norm} if args.gan_type == "dcgan" else {}),
-            "output": config.critic_output,
-            "latent_dim": mu.shape[1] if conditional else 0,
-            "conditioning": config.critic_conditioning if conditional else "none",
-        },
+        generator_args,
+        critic_args,
         learning_rates=(config.generator_lr, config.critic_lr),
         betas=tuple(config.adam_betas),
         device=device,
     )
-    generator, critic = networks.generator, networks.critic
+    if processes.size > 1:
+        networks.share_batch(device.type)
 
     # Resume
     settings = config.model_dump() | {
@@ -254,188 +287,189 @@ def main(argv: list[str] | None = None) -> None:
         "num_patches": args.num_patches,
         "betavae_sha256": origin.get("betavae_sha256"),
     }
-    counters = {"epoch": 0, "batch": 0, "step": 0, "elapsed_s": 0.0}
-    sums, history = torch.zeros(len(MEASURES), device=device), []
+    progress = Progress(MEASURES, device)
     if model_path.is_file():
         state = load_checkpoint(model_path, "gan")
         check_same_recipe(state["config"], settings, FREE, model_path)
         networks.load_state_dict(state)
         networks.load_optimizers(state)
-        counters, history, sums = state["counters"], state["history"], state["sums"].to(device)
-        log.info("%s: epoch %d, step %d", model_path, counters["epoch"], counters["step"])
-        if counters["epoch"] >= args.num_epochs:
-            log.info("%s: up to date", model_path)
-            return
+        progress.load(state)
+        log.info("%s: epoch %d, step %d", model_path, progress.epoch, progress.step)
     elif args.checkpoint:
         start = load_checkpoint(args.checkpoint, "gan")
         for key in ("generator_args", "critic_args"):
             check_same_recipe(start[key], networks.state_dict()[key], (), args.checkpoint)
         networks.load_state_dict(start)
-    write_run_record(f"{args.model_dir}.run.json", settings, args.seed)
+    if processes.first:
+        remove_leftovers(model_path)
+        if progress.epoch < args.num_epochs:
+            write_run_record(f"{args.model_dir}.run.json", settings, args.seed)
+        if progress.history:  # a kill may have come between the checkpoint and its table
+            write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(progress.history))
     if sentence := unused_keys(config):
         log.info("%s: %s", args.config, sentence)
-    writer = summary_writer(args.log, config.summary_path)
+    described = {
+        "loss_type": args.loss_type,
+        "image_px": config.img_size,
+        "latent_dim": networks.generator.latent_dim,
+        "conditioning": conditioning.to_checkpoint() | origin if conditioning else None,
+        "genes": table.genes,
+        "train_slides": [table.names[row] for row in inputs.rows],
+        "config": settings,
+    }
+    bfloat16 = uses_bfloat16(config.precision, device)
+    return Setup(config, device, bfloat16, inputs, mu, conditioning, networks, progress, described)
+
+
+def train(args: argparse.Namespace, setup: Setup, processes: Processes) -> None:
+    """Train from where the setup stands to the last epoch, as one of the processes."""
+    config, device, bfloat16, inputs, mu, conditioning, networks, progress, _ = setup
+    generator, critic, dataset = networks.generator, networks.critic, inputs.tiles
+    profiles = grid_mu = None
+    if mu is not None:
+        profiles = mu[inputs.rows]
+        grid_mu = mu[(inputs.held_out + inputs.rows)[: config.grid_columns]]
+    model_path = Path(f"{args.model_dir}.model")
+    writer = summary_writer(args.log and processes.first, config.summary_path)
     batches = TileBatches(
         dataset, config.n_workers, config.tile_cache_mb, pinned=device.type == "cuda"
     )
     quality = None
-    if config.metrics_every:
+    if config.metrics_every and processes.first:
         quality = HeldOutQuality(inputs, mu, config.metrics_tiles, args.seed, device)
-    began, saved = time.monotonic() - counters["elapsed_s"], time.monotonic()
 
-    def check_finite() -> None:
-        if not sums.isfinite().all():
-            raise UserError(
-                f"{model_path}: loss not finite before step {counters['step']}; the last good"
-                " checkpoint is kept; lower the learning rates or set precision to float32"
-            )
-
-    def save(path: Path = model_path) -> None:
-        counters["elapsed_s"] = time.monotonic() - began
-        content = {
-            "loss_type": args.loss_type,
-            "image_px": config.img_size,
-            "latent_dim": generator.latent_dim,
-            "conditioning": conditioning.to_checkpoint() | origin if conditional else None,
-            "genes": table.genes,
-            "train_slides": [table.names[row] for row in rows],
-            "config": settings,
-            "counters": counters,
-            "history": history,
-            "sums": sums.cpu(),
-        }
-        save_checkpoint(path, "gan", networks.state_dict() | content)
-
-    own_step = config.penalty_form == "per_batch" and args.loss_type in WASSERSTEIN
-    weights = dict.fromkeys(WASSERSTEIN, config.gradient_penalty)
-    weights |= dict.fromkeys(RELATIVISTIC, config.zero_centred_penalty)
-    penalty_weight = weights.get(args.loss_type, 0.0) * config.penalty_interval
-
-    def penalty_of(real, fake, condition, epsilon) -> torch.Tensor:
-        if args.loss_type in RELATIVISTIC:
-            twice = None if condition is None else torch.cat([condition, condition])
-            both = torch.cat([real, fake])
-            return zero_centred_penalty(lambda *given: critic(*given).score, both, twice)
-        return gradient_penalty(
-            lambda images: critic(images, condition).score, real, fake, epsilon, own_step
-        )
+    def save() -> None:
+        progress.check_finite(str(model_path))
+        if processes.first:
+            save_checkpoint(model_path, "gan", setup.checkpoint(), config.keep_checkpoints)
 
     # Loop
-    steps = len(dataset) // config.tiles_per_step
-    where = f"{device}, {'bfloat16' if bfloat16 else 'float32'}"
-    log.info("%d tiles of %d slides, %d steps an epoch, %s", len(dataset), len(rows), steps, where)
-    bar = tqdm(
-        total=args.num_epochs * steps, initial=counters["step"], unit="step", desc=model_path.stem
+    own_step = config.penalty_form == "per_batch" and args.loss_type in WASSERSTEIN
+    penalty_weight = config.penalty_interval * (
+        (args.loss_type in WASSERSTEIN) * config.gradient_penalty
+        + (args.loss_type in RELATIVISTIC) * config.zero_centred_penalty
     )
-    out_of_time = False
-    while counters["epoch"] < args.num_epochs and not out_of_time:
-        shuffled = config.tile_order == "shuffled"
-        order = epoch_order(
-            len(dataset), config.tiles_per_step, shuffled, args.seed, counters["epoch"]
-        )
-        for pixels, slides in batches(order[counters["batch"] :]):
-            step = counters["step"]
-            draw = torch_generator(args.seed, "step", step)
-            latents, condition, epsilon = (
-                None if part is None else part.to(device)
-                for part in draw_step(
-                    draw,
-                    profiles[slides] if conditional else None,
+    steps = len(dataset) // config.tiles_per_step
+    share = processes.share(config.tiles_per_step)
+    slides = torch.from_numpy(dataset.slide_numbers).long()
+    where = f"{device}, {'bfloat16' if bfloat16 else 'float32'}, {processes.size} process(es)"
+    log.info(
+        "%d tiles of %d slides, %d steps an epoch, %s", len(dataset), len(inputs.rows), steps, where
+    )
+    saved_at, out_of_time = progress.elapsed_s, False
+    with tqdm(
+        total=args.num_epochs * steps,
+        initial=progress.step,
+        unit="step",
+        desc=model_path.stem,
+        disable=not processes.first,
+    ) as bar:
+        while progress.epoch < args.num_epochs and not out_of_time:
+            order = epoch_order(
+                len(dataset), config.tiles_per_step, config.tile_order == "shuffled", args.seed,
+                progress.epoch,
+            )[progress.batch :]  # fmt: skip
+            own = batches([numbers[share] for numbers in order])
+            for numbers, (pixels, _) in zip(order, own, strict=True):
+                step = progress.step
+                # Drawn for the joint batch, so that the run does not depend on the processes.
+                draws = draw_step(
+                    torch_generator(args.seed, "step", step),
+                    config.tiles_per_step,
+                    config.img_size,
+                    config.latent_dim,
                     conditioning,
-                    len(pixels),
-                    latent_dim,
+                    None if profiles is None else profiles[slides[numbers]],
                     config.penalty_form == "per_batch",
-                )
-            )
-            penalised = penalty_weight > 0 and step % config.penalty_interval == 0
-            real = pixels_to_images(pixels.to(device, non_blocking=True))
-            with autocast(device, bfloat16):
-                fake = generator(latents).float()
-            if config.augment != "none":
-                real = turned(real, draw)
-            if config.augment == "full":
-                real, fake = augmented(real, draw), augmented(fake, draw)
+                ).share(share, device)
+                condition = draws.condition
+                penalised = penalty_weight > 0 and step % config.penalty_interval == 0
+                real = pixels_to_images(pixels.to(device, non_blocking=True))
+                with autocast(device, bfloat16):
+                    fake = generator(draws.latents).float()
+                if config.augment != "none":
+                    real = turned(real, draws.turns)
+                if config.augment == "full":
+                    real = augmented(real, draws.real_changes)
+                    fake = augmented(fake, draws.fake_changes)
 
-            # Critic
-            with autocast(device, bfloat16):
-                loss = critic_objective(
-                    critic, args.loss_type, real, fake.detach(), condition, config.regression_weight
-                )
+                # Critic: loss and penalty one after the other, so that one graph is held at a time
+                given = (critic, args.loss_type, real, fake.detach(), condition)
+                with autocast(device, bfloat16):
+                    loss = critic_objective(*given, config.regression_weight, draws.wrong)
                 penalty = torch.zeros_like(loss)
                 if penalised and not own_step:
-                    penalty = penalty_of(real, fake.detach(), condition, epsilon)
-            minimise(networks.critic_optimizer, loss + penalty_weight * penalty)
-            if penalised and own_step:
-                with autocast(device, bfloat16):
-                    penalty = penalty_of(real, fake.detach(), condition, epsilon)
-                minimise(networks.critic_optimizer, penalty_weight * penalty)
-            if config.critic_clip:
-                clip_weights(critic, config.critic_clip)
+                    loss.backward()
+                else:
+                    minimise(networks.critic_optimizer, loss, critic, processes)
+                if penalised:
+                    with autocast(device, bfloat16):
+                        penalty = critic_penalty(*given, draws.epsilon, per_batch=own_step)
+                    minimise(networks.critic_optimizer, penalty_weight * penalty, critic, processes)
+                if config.critic_clip:
+                    clip_weights(critic, config.critic_clip)
 
-            # Generator: the same images, judged by the critic as it is now
-            generator_value = torch.zeros_like(loss)
-            if (step + 1) % config.critic_steps == 0:
-                critic.requires_grad_(False)
-                with autocast(device, bfloat16):
-                    generator_value = generator_objective(
-                        critic, args.loss_type, real, fake, condition, config.regression_weight
-                    )
-                minimise(networks.generator_optimizer, generator_value)
-                critic.requires_grad_(True)
-                networks.update_average(config.ema_decay, step)
+                # Generator: the same images, judged by the critic as it is now
+                generator_value = torch.zeros_like(loss)
+                if (step + 1) % config.critic_steps == 0:
+                    critic.requires_grad_(False)
+                    with autocast(device, bfloat16):
+                        generator_value = generator_objective(
+                            critic, args.loss_type, real, fake, condition, config.regression_weight
+                        )
+                    minimise(networks.generator_optimizer, generator_value, generator, processes)
+                    critic.requires_grad_(True)
+                measures = torch.stack([loss, generator_value, penalty]).detach().float()
+                processes.average([measures, *networks.running_statistics()])
+                if (step + 1) % config.critic_steps == 0:
+                    networks.update_average(config.ema_decay, step)
 
-            sums += torch.stack([loss, generator_value, penalty]).detach().float()
-            counters["step"], counters["batch"] = step + 1, counters["batch"] + 1
-            bar.update()
-            if counters["step"] % config.log_interval == 0:
-                check_finite()
-                means = dict(zip(MEASURES, (sums / counters["batch"]).tolist(), strict=True))
-                bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()})
-                if writer:
-                    writer.add_scalars("epoch_means", means, counters["step"])
-            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                check_finite()
+                progress.add(measures)
+                bar.update()
+                if progress.step % config.log_interval == 0:
+                    progress.check_finite(str(model_path))
+                    means = progress.means()
+                    bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()})
+                    if writer:
+                        writer.add_scalars("epoch_means", means, progress.step)
+                save_now, out_of_time = processes.first_says(
+                    [
+                        progress.elapsed_s - saved_at > 60 * config.checkpoint_minutes,
+                        bool(args.max_minutes) and progress.elapsed_s > 60 * args.max_minutes,
+                    ]
+                )
+                if save_now:
+                    save()
+                    saved_at = progress.elapsed_s
+                if out_of_time:
+                    break
+            if progress.batch < steps:
                 save()
-                saved = time.monotonic()
-            if args.max_minutes and time.monotonic() - began > 60 * args.max_minutes:
-                out_of_time = True
                 break
-        if out_of_time and counters["batch"] < steps:
-            check_finite()
-            save()
-            break
 
-        # Epoch results
-        check_finite()
-        elapsed = time.monotonic() - began
-        before = history[-1]["elapsed_s"] if history else 0.0
-        row = dict(zip(MEASURES, (sums / counters["batch"]).tolist(), strict=True))
-        row["images_per_s"] = steps * config.tiles_per_step / (elapsed - before)
-        counters["epoch"] += 1
-        counters["batch"] = 0
-        sums.zero_()
-        row = {"epoch": counters["epoch"], "step": counters["step"], **row, "elapsed_s": elapsed}
-        last = counters["epoch"] == args.num_epochs or out_of_time
-        history.append(row)
-        if quality and (last or counters["epoch"] % config.metrics_every == 0):
-            row |= quality.measure(networks.average, conditioning)
-            if row["fid"] <= min(past.get("fid", row["fid"]) for past in history):
-                save(Path(f"{args.model_dir}.best.model"))
-            if writer:
-                for key in ("fid", "kid"):
-                    writer.add_scalar(key, row[key], counters["step"])
-        if last or counters["epoch"] % config.grid_every == 0:
-            grid = epoch_grid(
-                networks.average, conditioning, grid_mu, args.seed, config.grid_columns
-            )
-            write_png(Path(args.image_dir) / f"epoch_{counters['epoch']:04d}.png", grid)
-        if last or time.monotonic() - saved > SHORT_EPOCH_S:
-            save()
-            write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(history))
-            saved = time.monotonic()
-    bar.close()
-    elapsed = time.monotonic() - began
-    print(f"{model_path}: {counters['epoch']} epochs, {counters['step']} steps, {elapsed:.0f} s")
+            # Epoch results
+            progress.check_finite(str(model_path))
+            row = progress.end_epoch(steps * config.tiles_per_step)
+            last = progress.epoch == args.num_epochs or out_of_time
+            if quality and (last or progress.epoch % config.metrics_every == 0):
+                row |= quality.measure(networks.average, conditioning)
+                if row["fid"] <= min(past.get("fid", row["fid"]) for past in progress.history):
+                    save_checkpoint(f"{args.model_dir}.best.model", "gan", setup.checkpoint())
+                if writer:
+                    for key in ("fid", "kid"):
+                        writer.add_scalar(key, row[key], progress.step)
+            if processes.first and (last or progress.epoch % config.grid_every == 0):
+                grid = epoch_grid(
+                    networks.average, conditioning, grid_mu, args.seed, config.grid_columns
+                )
+                write_png(Path(args.image_dir) / f"epoch_{progress.epoch:04d}.png", grid)
+            if processes.first and (last or progress.elapsed_s - saved_at > SHORT_EPOCH_S):
+                save()
+                write_csv(f"{args.model_dir}.history.csv", pd.DataFrame(progress.history))
+                saved_at = progress.elapsed_s
+    if processes.first:
+        done = f"{progress.epoch} epochs, {progress.step} steps, {progress.elapsed_s:.0f} s"
+        print(f"{model_path}: {done}")
 
 
 if __name__ == "__main__":

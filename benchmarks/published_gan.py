@@ -28,20 +28,71 @@ class ProfileLatents(nn.Module):
 
     label_type = "none"
 
-    def __init__(self, generator: nn.Module, mu: Tensor) -> None:
+    def __init__(
+        self, generator: nn.Module, mu: Tensor | None = None, encoder: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.generator, self.mu, self.encoding_dims = generator, mu, generator.encoding_dims
-        self.rows = torch.arange(BATCH)
+        self.generator, self.encoding_dims = generator, generator.encoding_dims
+        self.mu, self.encoder = mu, encoder
+        self.profiles: Tensor | None = None
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Return images (N, 3, S, S); of `noise` (N, D) the size alone is used."""
-        return self.generator(published_latents(self.mu[self.rows[: len(noise)]]))
+        """Return images (N, 3, S, S) of the step's profiles; `noise` (N, D) is left alone."""
+        given = self.profiles
+        mu = self.mu[given] if self.encoder is None else self.encoder(given).mu
+        return self.generator(published_latents(mu))
 
 
 def published_latents(mu: Tensor) -> Tensor:
     """Return the published RNA-GAN's input (N, D): mu plus noise, standardised over the batch."""
     noisy = mu + NOISE * (2 * torch.rand_like(mu) - 1)
     return (noisy - noisy.mean(dim=0)) / noisy.std(dim=0)
+
+
+class PublishedSteps:
+    """The published networks, losses and optimisers, and their step.
+
+    Args:
+        image_px: side of the tiles.
+        source: what feeds the generator. Empty: noise (GAN, whose critic is also clipped). A mu
+            (N, D) of all tiles: the latents of the step's rows (RNA-GAN). A betaVAE for each of
+            the three losses: they encode the step's profiles, in memory three times and with
+            gradients, as published (RNA-GAN).
+        device: where they live.
+    """
+
+    def __init__(self, image_px: int, source: Tensor | list[nn.Module], device: torch.device):
+        given = isinstance(source, Tensor)
+        plain = not given and not source
+        dim = source.shape[1] if given else LATENT_DIM
+        self.generator = DCGANGenerator(dim, image_px, step_channels=STEP_CHANNELS).to(device)
+        self.critic = DCGANDiscriminator(image_px, step_channels=STEP_CHANNELS).to(device)
+        self.fed: list[nn.Module] = [self.generator] * 3
+        if given:
+            self.fed = [ProfileLatents(self.generator, source)] * 3
+        elif source:
+            self.fed = [ProfileLatents(self.generator, encoder=vae) for vae in source]
+        self.losses = (
+            WassersteinDiscriminatorLoss(clip=(-0.01, 0.01) if plain else None),
+            WassersteinGradientPenalty(),
+            WassersteinGeneratorLoss(),
+        )
+        self.optimizers = [
+            torch.optim.Adam(network.parameters(), rate, BETAS)
+            for network, rate in zip((self.generator, self.critic), LEARNING_RATES, strict=True)
+        ]
+        self.device = device
+
+    def step(self, images: Tensor, profiles: Tensor | None = None) -> None:
+        """Train on images (N, 3, S, S) with their rows of mu (N,) or profiles (N, G)."""
+        for fed in self.fed:
+            if isinstance(fed, ProfileLatents):
+                fed.profiles = profiles
+        for fed, loss in zip(self.fed, self.losses[:2], strict=False):
+            loss.train_ops(fed, self.critic, self.optimizers[1], images, self.device)
+        self.losses[2].train_ops(
+            self.fed[2], self.critic, self.optimizers[0], self.device, len(images)
+        )
 
 
 def train_published(
@@ -56,29 +107,15 @@ def train_published(
         seed: of everything.
     """
     torch.manual_seed(seed)
-    side, dim = images.shape[-1], LATENT_DIM if mu is None else mu.shape[1]
-    generator = DCGANGenerator(dim, side, step_channels=STEP_CHANNELS)
-    critic = DCGANDiscriminator(side, step_channels=STEP_CHANNELS)
-    fed = generator if mu is None else ProfileLatents(generator, mu)
-    optimizers = [
-        torch.optim.Adam(network.parameters(), rate, BETAS)
-        for network, rate in zip((generator, critic), LEARNING_RATES, strict=True)
-    ]
-    clip = (-0.01, 0.01) if mu is None else None
-    losses = (WassersteinDiscriminatorLoss(clip=clip), WassersteinGradientPenalty())
-    generator_loss, device = WassersteinGeneratorLoss(), torch.device("cpu")
+    published = PublishedSteps(images.shape[-1], [] if mu is None else mu, torch.device("cpu"))
     began, steps = time.monotonic(), 0
     while time.monotonic() - began < 60 * minutes:
         for rows in torch.randperm(len(images)).split(BATCH):
             if len(rows) < BATCH or time.monotonic() - began > 60 * minutes:
                 break
-            if mu is not None:
-                fed.rows = rows
-            for loss in losses:
-                loss.train_ops(fed, critic, optimizers[1], images[rows], device)
-            generator_loss.train_ops(fed, critic, optimizers[0], device, BATCH)
+            published.step(images[rows], rows)
             steps += 1
-    return generator, steps
+    return published.generator, steps
 
 
 @torch.no_grad()

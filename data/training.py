@@ -75,6 +75,19 @@ def read_training_tiles(
     return TrainingTiles(table, training, rows, held_out, tiles, held_out_tiles)
 
 
+def check_training_tiles(
+    inputs: TrainingTiles, genes: int, tiles_per_step: int, where: str
+) -> None:
+    """Raise a UserError unless there are so many genes and at least a step's tiles; `where` is
+    the config."""
+    if len(inputs.table.genes) != genes:
+        found = f"the tables hold {len(inputs.table.genes)} genes"
+        raise UserError(f"{where}: rna_features is {genes}, {found}")
+    if len(inputs.tiles) < tiles_per_step:
+        found = f"{len(inputs.tiles)} tiles, a step needs {tiles_per_step}"
+        raise UserError(f"{where}: {found}")
+
+
 def epoch_order(
     tiles: int, tiles_per_step: int, shuffled: bool, seed: int, epoch: int
 ) -> list[list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,41 +11,65 @@ from torch import Tensor
 BRIGHTNESS, SATURATION, CONTRAST, SHIFT = 0.2, 0.5, 0.3, 0.125
 
 
-def turned(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Return every image (N, 3, S, S) in one of its eight orientations: tissue has no up."""
+class Changes(NamedTuple):
+    """What `augmented` does to each of N images: `stain` (3, N) in [-1, 1] for brightness,
+    saturation and contrast, and `shift` (2, N) in pixels, down and to the right."""
+
+    stain: Tensor
+    shift: Tensor
+
+    def rows(self, which: slice) -> Changes:
+        """Return the changes of some of the images."""
+        return Changes(self.stain[:, which], self.shift[:, which])
+
+
+def draw_turns(count: int, draw: torch.Generator) -> Tensor:
+    """Return orientations (count,), integers below 8, from a generator on the CPU."""
+    return torch.randint(8, (count,), generator=draw)
+
+
+def draw_changes(count: int, image_px: int, draw: torch.Generator) -> Changes:
+    """Return the changes of `count` square images, from a generator on the CPU."""
+    stain = torch.rand(3, count, generator=draw) * 2 - 1
+    reach = round(image_px * SHIFT)
+    return Changes(stain, torch.randint(-reach, reach + 1, (2, count), generator=draw))
+
+
+def turned(images: Tensor, turns: Tensor) -> Tensor:
+    """Return every image (N, 3, S, S) in one of its eight orientations: tissue has no up.
+
+    Args:
+        images: any range.
+        turns: of `draw_turns`, (N,).
+    """
     side = images.shape[-1]
     places = torch.arange(side * side).view(side, side)
     orientations = [torch.rot90(places, turn) for turn in range(4)]
     orientations += [orientation.flip(1) for orientation in orientations]
-    turns = torch.randint(8, (len(images),), generator=draw)
     return _rearranged(images, torch.stack(orientations)[turns])
 
 
-def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Return images (N, 3, H, W) changed in brightness, saturation, contrast and place.
+def augmented(images: Tensor, changes: Changes) -> Tensor:
+    """Return images (N, 3, S, S) changed in brightness, saturation, contrast and place.
 
     Differentiable, and meant for real and generated images alike, so that the generator does not
     learn the changes. Images are moved by up to an eighth of their side, mirrored at the border.
 
     Args:
         images: float, in about [-1, 1].
-        draw: a generator on the CPU.
+        changes: of `draw_changes`, of N images.
 
     Source: differentiable augmentation, Zhao et al. 2020 (arXiv 2006.10738), section 3.
     """
-    count, (height, width) = len(images), images.shape[2:]
-    by = (torch.rand(4, count, 1, 1, 1, generator=draw) * 2 - 1).to(images)
-    images = images + BRIGHTNESS * by[0]
+    side = images.shape[-1]
+    brightness, saturation, contrast = changes.stain[:, :, None, None, None].to(images)
+    images = images + BRIGHTNESS * brightness
     grey = images.mean(dim=1, keepdim=True)
-    images = grey + (images - grey) * (1 + SATURATION * by[1])
+    images = grey + (images - grey) * (1 + SATURATION * saturation)
     level = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = level + (images - level) * (1 + CONTRAST * by[2])
-    reaches = (round(height * SHIFT), round(width * SHIFT))
-    rows, columns = (
-        _mirrored(side, torch.randint(-reach, reach + 1, (count, 1), generator=draw))
-        for side, reach in zip((height, width), reaches, strict=True)
-    )
-    return _rearranged(images, rows[:, :, None] * width + columns[:, None, :])
+    images = level + (images - level) * (1 + CONTRAST * contrast)
+    rows, columns = (_mirrored(side, shift[:, None]) for shift in changes.shift)
+    return _rearranged(images, rows[:, :, None] * side + columns[:, None, :])
 
 
 def _rearranged(images: Tensor, places: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.convolution import Downsample, Upsample
 from models.critic import SLOPE, ConditionalCritic
 
 GROUPS = 8
@@ -40,12 +41,12 @@ class Generator(nn.Module):
         for step in range(halvings):
             wide = self.channels // 2**step
             blocks += [
-                nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=False),
+                Upsample(wide, wide // 2, bias=False),
                 nn.BatchNorm2d(wide // 2),
                 nn.LeakyReLU(SLOPE),
             ]
         self.blocks = nn.Sequential(*blocks)
-        self.to_rgb = nn.ConvTranspose2d(step_channels, 3, 4, 2, 1)
+        self.to_rgb = Upsample(step_channels, 3)
         self.apply(_initialise)
         nn.init.normal_(self.project.weight, std=math.sqrt(2 / (self.channels * 16)))
 
@@ -83,10 +84,10 @@ class Critic(ConditionalCritic):
     ) -> None:
         super().__init__()
         halvings = _halvings(image_px)
-        blocks: list[nn.Module] = [nn.Conv2d(3, step_channels, 4, 2, 1), nn.LeakyReLU(SLOPE)]
+        blocks: list[nn.Module] = [Downsample(3, step_channels), nn.LeakyReLU(SLOPE)]
         for step in range(halvings):
             narrow = step_channels * 2**step
-            blocks.append(nn.Conv2d(narrow, narrow * 2, 4, 2, 1, bias=norm == "none"))
+            blocks.append(Downsample(narrow, narrow * 2, bias=norm == "none"))
             blocks += [_norm(norm, narrow * 2), nn.LeakyReLU(SLOPE)]
         self.blocks = nn.Sequential(*blocks)
         features = step_channels * 2**halvings * 16

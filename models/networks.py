@@ -22,6 +22,34 @@ def load_generator(content: dict[str, Any], device: torch.device) -> nn.Module:
     return generator.to(**layout).eval().requires_grad_(False)
 
 
+def network_arguments(
+    gan_type: str,
+    shape: dict[str, int],
+    *,
+    blocks: int,
+    norm: str,
+    output: str,
+    input_dim: int,
+    profile_dim: int,
+    conditioning: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of a GAN type's generator and critic.
+
+    Args:
+        gan_type: a key of GAN_TYPES.
+        shape: `image_px` and `step_channels` of both.
+        blocks: of r3gan alone. norm: of dcgan's critic alone.
+        output: of the critic's score.
+        input_dim: D of the generator's input.
+        profile_dim, conditioning: what the critic sees of the profile; 0 and "none" for a GAN.
+    """
+    own = {"norm": norm}
+    if gan_type == "r3gan":
+        shape, own = shape | {"blocks": blocks}, {}
+    seen = {"output": output, "latent_dim": profile_dim, "conditioning": conditioning}
+    return {"latent_dim": input_dim, **shape}, {**shape, **own, **seen}
+
+
 class Networks:
     """Generator, its running average, critic and their Adam optimisers.
 
@@ -54,6 +82,22 @@ class Networks:
             torch.optim.Adam(network.parameters(), rate, betas, fused=device.type != "mps")
             for network, rate in zip((self.generator, self.critic), learning_rates, strict=True)
         )
+
+    def share_batch(self, device_type: str) -> None:
+        """Prepare for batches that are split over processes: on GPUs the generator's batch
+        normalisation takes the statistics of the joint batch.
+
+        torch has no such layer for CPUs; there every process normalises its own share. The critic's
+        batch normalisation, which is only in the published recipe, stays with the share: the joint
+        one has no second derivative, which the penalty needs.
+        """
+        if device_type == "cuda":
+            self.generator = nn.SyncBatchNorm.convert_sync_batchnorm(self.generator)
+
+    def running_statistics(self) -> list[torch.Tensor]:
+        """Return the running statistics of generator and critic, which processes must average."""
+        both = (*self.generator.buffers(), *self.critic.buffers())
+        return [buffer for buffer in both if buffer.is_floating_point()]
 
     @torch.no_grad()
     def update_average(self, decay: float, step: int) -> None:

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.critic import ConditionalCritic, CriticOutput
-from models.wgan import RELATIVISTIC, critic_loss, generator_loss
+from models.wgan import (
+    RELATIVISTIC,
+    critic_loss,
+    generator_loss,
+    gradient_penalty,
+    zero_centred_penalty,
+)
 
 
 @dataclass
@@ -114,6 +120,7 @@ def critic_objective(
     fake: Tensor,
     condition: Tensor | None,
     regression_weight: float,
+    wrong: Tensor | None = None,
 ) -> Tensor:
     """Return the critic's whole loss but the gradient penalty, a scalar.
 
@@ -126,14 +133,39 @@ def critic_objective(
         real, fake: images (N, 3, H, W); `fake` without gradient.
         condition: standardised profiles (N, D) of the real tiles, or None.
         regression_weight: of the latent regression, where the critic has one.
+        wrong: other profiles (N, D) than the tiles'; None: `mismatched` ones.
     """
     features = critic.features(real)
     on_real, on_fake = critic.judge(features, condition), critic(fake, condition)
     below = on_fake.score
     if critic.embed is not None:
-        below = torch.cat([below, critic.judge(features, mismatched(condition)).score])  # (2N,)
+        wrong = mismatched(condition) if wrong is None else wrong
+        below = torch.cat([below, critic.judge(features, wrong).score])  # (2N,)
     loss = critic_loss(loss_type, on_real.score, below)
     return _with_regression(loss, on_real, condition, regression_weight)
+
+
+def critic_penalty(
+    critic: ConditionalCritic,
+    loss_type: str,
+    real: Tensor,
+    fake: Tensor,
+    condition: Tensor | None,
+    epsilon: Tensor,
+    per_batch: bool = False,
+) -> Tensor:
+    """Return the penalty on the critic's gradient that belongs to the loss, a scalar.
+
+    Relativistic losses: zero-centred, at real and generated images. The others: at points between
+    them, where the norm shall be 1. Arguments as in `critic_objective` and `gradient_penalty`.
+    """
+    if loss_type in RELATIVISTIC:
+        twice = None if condition is None else torch.cat([condition, condition])
+        both = torch.cat([real, fake])
+        return zero_centred_penalty(lambda *given: critic(*given).score, both, twice)
+    return gradient_penalty(
+        lambda images: critic(images, condition).score, real, fake, epsilon, per_batch
+    )
 
 
 def generator_objective(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import pickle
 import platform
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,19 +30,57 @@ def versions() -> dict[str, str]:
     }
 
 
-def save_checkpoint(path: str | Path, stage: str, content: dict[str, Any]) -> None:
+def save_checkpoint(path: str | Path, stage: str, content: dict[str, Any], keep: int = 1) -> None:
     """Write a checkpoint atomically: `content` plus format, stage and versions.
 
     Args:
         path: file to write; an existing one is replaced only once the new one is whole.
         stage: which script's checkpoint this is, e.g. "betavae" or "gan".
         content: tensors, numbers, strings, None, and lists and dicts of those.
+        keep: checkpoints to keep; those before are at `previous_path`.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to; `path` is as it was.
     """
     whole = {"format": FORMAT, "stage": stage, "versions": versions(), **content}
     with atomic_path(path) as temporary:
-        torch.save(whole, temporary)
+        try:
+            torch.save(whole, temporary)
+        except RuntimeError as error:  # torch's own writer names no cause
+            reason = "disk full, or a limit on file sizes" if temporary.exists() else str(error)
+            raise OSError(None, f"write failed: {reason}") from error
         # Reads the structure, not the tensors: what loading would refuse is noticed here.
         torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
+        _keep_previous(Path(path), keep)
+
+
+def previous_path(path: str | Path, age: int) -> Path:
+    """Return where the checkpoint before `path` is kept: `X.previous1.model` of `X.model`; `age`
+    counts back from 1."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{age}{path.suffix}")
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what a killed process left of a half-written `path`; no other may be writing it."""
+    path = Path(path)
+    for name in path.parent.glob(f".{glob.escape(path.stem)}.*.part{path.suffix}"):
+        name.unlink(missing_ok=True)
+
+
+def _keep_previous(path: Path, keep: int) -> None:
+    """Move the older checkpoints one place on; `path` itself stays where it is throughout."""
+    if keep < 2 or not path.is_file():
+        return
+    for age in range(keep - 1, 1, -1):
+        if previous_path(path, age - 1).is_file():
+            os.replace(previous_path(path, age - 1), previous_path(path, age))
+    newest = previous_path(path, 1)
+    newest.unlink(missing_ok=True)
+    try:
+        os.link(path, newest)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, newest)
 
 
 def load_checkpoint(path: str | Path, stage: str) -> dict[str, Any]:

@@ -225,6 +225,9 @@ class GANConfig(CohortConfig):
     checkpoint_minutes: PositiveFloat = Field(
         default=30.0, description="longest time without a checkpoint; one is written per epoch too"
     )
+    keep_checkpoints: PositiveInt = Field(
+        default=2, description="newest checkpoints kept: X.model, X.previous1.model, ..."
+    )
     tile_cache_mb: Count = Field(
         default=2048, description="decoded tiles are kept in memory when they need no more, MiB"
     )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 from torch import distributed
+
+from runtime.errors import SaidElsewhere, UserError
+
+# Others wait so long at most, e.g. while the first measures the model. torchrun ends them all
+# when one fails, whatever this says.
+PATIENCE = timedelta(hours=6)
 
 
 class Processes(NamedTuple):
@@ -56,6 +64,38 @@ class Processes(NamedTuple):
         """
         self.average(parameter.grad for parameter in parameters)
 
+    def first_says(self, values: Sequence[bool]) -> list[bool]:
+        """Return the first process's values, for what depends on its clock."""
+        if self.size == 1:
+            return list(values)
+        message = torch.tensor(values, dtype=torch.uint8)
+        distributed.broadcast(message, src=0)
+        return message.bool().tolist()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a block of which all processes end well or none, without messages between them.
+
+        Raises:
+            UserError: in the first process whose block raised it; `SaidElsewhere` in the others,
+                so that one message is printed.
+        """
+        mistake = None
+        try:
+            yield
+        except UserError as error:
+            if self.size == 1:
+                raise
+            mistake = error
+        if self.size == 1:
+            return
+        failed: list[bool] = [False] * self.size
+        distributed.all_gather_object(failed, mistake is not None)
+        if any(failed):
+            if failed.index(True) == self.rank and mistake is not None:
+                raise mistake
+            raise SaidElsewhere(f"process {failed.index(True)} stopped")
+
     def wait(self) -> None:
         """Return once every process is here."""
         if self.size > 1:
@@ -63,11 +103,15 @@ class Processes(NamedTuple):
 
 
 def join_processes(device_type: str) -> Processes:
-    """Return the processes that torchrun started, joined: over NCCL for "cuda", else gloo."""
+    """Return the processes that torchrun started, joined: over NCCL for "cuda", else gloo.
+
+    Messages from the CPU go over gloo in either case, so that they wait for no GPU.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
     return Processes(
         distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0"))
     )
