@@ -69,7 +69,9 @@ def set_genes(
         if name not in column_of:
             near = difflib.get_close_matches(name, column_of, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"--set_gene {edit.gene}: not among the model's {len(genes)} genes{hint}")
+            raise UserError(
+                f"--set_gene {edit.gene}: not among the model's {len(genes)} genes{hint}"
+            )
         column = column_of[name]
         if edit.relative:
             scaled = scaler.transform(edited)
@@ -89,3 +91,18 @@ def move_program(expression: np.ndarray, weights: np.ndarray, doses: np.ndarray)
         doses: in standard deviations of the program's activity.
     """
     return (expression * np.exp(np.outer(doses, weights))).astype(np.float32)
+
+
+def parse_dose(text: str, steps: int) -> np.ndarray:
+    """Return `steps` evenly spaced doses of a range such as `-2..2`.
+
+    Raises:
+        UserError: not a range.
+    """
+    try:
+        low, high = (float(end) for end in text.split(".."))
+    except ValueError:
+        low = high = float("nan")
+    if not -np.inf < low < high < np.inf:
+        raise UserError(f"--dose {text}: a range of standard deviations such as -2..2 is needed")
+    return np.linspace(low, high, steps)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import chi2
+from torch import Tensor
 
 from models.wgan_vae import Conditioning
 
@@ -22,7 +23,7 @@ class PopulationDistance(NamedTuple):
     nearer: np.ndarray
 
 
-def population_distance(conditioning: Conditioning, mu) -> PopulationDistance:
+def population_distance(conditioning: Conditioning, mu: Tensor) -> PopulationDistance:
     """Return how far the latents mu (N, D) of profiles lie from the training population.
 
     The latents are standardised as the generator gets them, by the population's deviation with the
@@ -37,4 +38,6 @@ def population_distance(conditioning: Conditioning, mu) -> PopulationDistance:
     weights = (conditioning.variance / conditioning.scale.square()).double().cpu().numpy()  # (D,)
     total = max(weights.sum(), 1e-12)
     freedom = max(total**2 / max((weights**2).sum(), 1e-12), 1e-6)
-    return PopulationDistance(np.sqrt(squares / total), chi2.cdf(squares * freedom / total, freedom))
+    return PopulationDistance(
+        np.sqrt(squares / total), chi2.cdf(squares * freedom / total, freedom)
+    )

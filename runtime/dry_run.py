@@ -60,7 +60,9 @@ def dry_run_lines(
     if disk_bytes > free:
         raise UserError(f"{output}: {size_text(disk_bytes)} needed, {size_text(free)} free on disk")
     if memory > total:
-        raise UserError(f"{size_text(memory)} of memory needed, this machine has {size_text(total)}")
+        raise UserError(
+            f"{size_text(memory)} of memory needed, this machine has {size_text(total)}"
+        )
     return [
         *(f"{name}: {value}" for name, value in facts.items()),
         f"time: {time_text(seconds)}",
