@@ -26,6 +26,7 @@ import argparse
 import itertools
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -236,15 +237,14 @@ def profiles_table(profiles: Profiles) -> pd.DataFrame:
     return table
 
 
-def stream_tiles(
+def write_tiles(
     generator: torch.nn.Module,
     gan: dict[str, Any],
     profiles: Profiles,
     part: Part,
-    numbers: Iterator[int],
     seed: int,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (number, tile (H, W, 3)) of a part's generated tiles."""
+) -> Iterator[tuple[int, None]]:
+    """Write the missing tiles of a part as PNG; yield once after each."""
     conditioning = profile = None
     if gan["conditioning"] is not None:
         conditioning = Conditioning.from_checkpoint(gan["conditioning"])
@@ -252,8 +252,10 @@ def stream_tiles(
         def profile(number: int) -> torch.Tensor:
             return profiles.mu[part.profile_of(number)]
 
-    for number, image in stream_images(generator, seed, numbers, conditioning, profile):
-        yield number, images_to_pixels(image[None])[0].numpy()
+    def write(number: int, image: torch.Tensor) -> None:
+        write_png(part.path(number), images_to_pixels(image[None])[0].numpy())
+
+    return stream_images(generator, seed, part.missing(), conditioning, profile, write)
 
 
 def feature_batches(parts: Sequence[Part], owner) -> Iterator[tuple[str, list, torch.Tensor]]:
@@ -329,14 +331,13 @@ def main(argv: list[str] | None = None) -> None:
         return profiles.tissues[row], profiles.names[row], row
 
     if args.dry_run:
-        made = [part for part in parts if part.source != "real"]
-        trial = range(4 * BATCH)
 
         def trial_tiles() -> int:
-            generator, one = generators[made[0].source], gans[made[0].source]
-            return sum(
-                1 for _ in stream_tiles(generator, one, profiles, made[0], iter(trial), args.seed)
-            )
+            source = parts[-1].source
+            with tempfile.TemporaryDirectory() as scratch:
+                trial = Part(source, Path(scratch), [range(4 * BATCH)], parts[-1].profile_of)
+                made = write_tiles(generators[source], gans[source], profiles, trial, args.seed)
+                return sum(1 for _ in made)
 
         total = sum(map(len, parts))
         px = gan["image_px"]
@@ -373,12 +374,14 @@ def main(argv: list[str] | None = None) -> None:
     # Tiles
     for part in parts:
         if part.source == "real":
-            tiles = ((k, dataset[int(order[k])][0].numpy()) for k in part.missing())
+            made = (
+                write_png(part.path(k), dataset[int(order[k])][0].numpy()) for k in part.missing()
+            )
         else:
             one = generators[part.source], gans[part.source]
-            tiles = stream_tiles(*one, profiles, part, part.missing(), args.seed)
-        for number, pixels in tqdm(tiles, total=len(part), unit="tile", desc=part.folder.name):
-            write_png(part.path(number), pixels)
+            made = write_tiles(*one, profiles, part, args.seed)
+        for _ in tqdm(made, total=len(part), unit="tile", desc=part.folder.name):
+            pass
 
     # Results
     write_lists(folder, parts, owner, args.seed)

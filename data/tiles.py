@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.pixels import IMAGE_SUFFIXES, PNG_LEVEL, resize_pixels
+from data.pixels import IMAGE_SUFFIXES, resize_pixels
 from runtime.errors import UserError
 from runtime.files import atomic_path
 from runtime.seeds import numpy_generator
@@ -35,6 +35,8 @@ INFO_NAME = "store.json"
 INDEX_COLUMNS = ["name", "x", "y", "mpp", "tissue_fraction"]
 # A fixed date, so that the same tiles give the same bytes; the earliest that zip can hold.
 MEMBER_DATE = (1980, 1, 1, 0, 0, 0)
+# Level 1 is three times as fast as the default 6 and the files are a tenth larger.
+PNG_LEVEL = 1
 OPEN_FILES = 64
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 REPAIR = "delete it and run extract_tiles.py again"

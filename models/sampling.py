@@ -7,6 +7,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +68,18 @@ def stream_images(
     indices: Iterable[int],
     conditioning: Conditioning | None = None,
     profile: Callable[[int], Tensor] | None = None,
+    finish: Callable[[int, Tensor], Any] = lambda _, image: image,
     workers: int | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the same as `sample_images`, of any number of tiles in the memory of a few batches.
+) -> Iterator[tuple[int, Any]]:
+    """Yield (index, finish(index, image)) of any number of tiles in the memory of a few batches.
+
+    The images are those of `sample_images`.
 
     Args:
         generator, seed, conditioning: as there.
         indices: ascending tile numbers; read as they are needed.
         profile: returns the profile's latents (D,) of a tile number, for an RNA-GAN.
+        finish: what becomes of an image (3, H, W), e.g. a file; called in the worker.
         workers: batches computed at a time; None: torch's number of threads on a CPU, else 1.
 
     Raises:
@@ -90,35 +95,31 @@ def stream_images(
     workers = workers or (threads if on_cpu else 1)
 
     @torch.inference_mode()
-    def compute(members: range) -> Tensor:
+    def compute(batch: int, wanted: list[int]) -> list[tuple[int, Any]]:
+        members = range(batch * BATCH, (batch + 1) * BATCH)
         noise = [sample_noise(seed, k, generator.latent_dim, conditioning) for k in members]
         latents = torch.stack(noise)  # (BATCH, D)
         if conditioning is not None:
             mu = torch.stack([profile(index) for index in members])  # (BATCH, D)
             latents = conditioning.latents(mu.float().cpu(), latents)
-        return generator(latents.to(weight)).float().cpu()  # (BATCH, 3, H, W)
+        images = generator(latents.to(weight)).float().cpu()  # (BATCH, 3, H, W)
+        return [(index, finish(index, images[index % BATCH])) for index in wanted]
 
     batches = itertools.groupby(indices, lambda index: index // BATCH)
-    pending: collections.deque[tuple[list[int], Future[Tensor]]] = collections.deque()
+    pending: collections.deque[Future[list[tuple[int, Any]]]] = collections.deque()
     # A worker's setting is its own; torch keeps the last one for threads that start later.
     start = (torch.set_num_threads, (1,)) if on_cpu else (None, ())
     pool = ThreadPoolExecutor(workers, initializer=start[0], initargs=start[1])
     try:
         for batch, group in batches:
-            members = range(batch * BATCH, (batch + 1) * BATCH)
-            pending.append((list(group), pool.submit(compute, members)))
+            pending.append(pool.submit(compute, batch, list(group)))
             if len(pending) > workers:
-                yield from _finished(*pending.popleft())
+                yield from pending.popleft().result()
         while pending:
-            yield from _finished(*pending.popleft())
+            yield from pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
-
-
-def _finished(wanted: list[int], images: Future[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    for index in wanted:
-        yield index, images.result()[index % BATCH]
 
 
 class _Upsampling(nn.Module):
