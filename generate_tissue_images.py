@@ -115,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     profile.add_argument("--vae_checkpoint", help="betaVAE; default: the one trained with")
     profile.add_argument("--patient1", help="a slide of the config's tables")
     profile.add_argument("--all_patients", action="store_true", help="all with tiles, in turn")
+    profile.add_argument("--num_patients", type=int, help="so many of them only, drawn at random")
     profile.add_argument("--rna_data", "--rna_file", help="table from outside the cohort")
     profile.add_argument("--patient", help="a row of --rna_data")
     profile.add_argument("--random_patient", action="store_true", help="a random row of it")
@@ -139,6 +140,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--sample_size {args.sample_size}: 1 or more is needed")
     if bool(args.rna_data) + bool(args.patient1) + args.all_patients != 1:
         raise UserError("one of --patient1, --all_patients and --rna_data says whose tiles")
+    if args.num_patients is not None and not (args.all_patients and args.num_patients >= 1):
+        raise UserError("--num_patients: 1 or more, with --all_patients")
     if args.program and args.interpolate_to:
         raise UserError("--program or --interpolate_to: one series at a time")
     if args.steps < 2:
@@ -182,7 +185,11 @@ def choose_rows(args: argparse.Namespace, table: ExpressionTable, stores: dict) 
         raise UserError("--program and --interpolate_to start from one profile: name its patient")
     if args.rna_data:
         return list(range(len(table)))
-    return [row for row, name in enumerate(table.names) if name in stores]
+    rows = [row for row, name in enumerate(table.names) if name in stores]
+    if args.num_patients is None:
+        return rows
+    drawn = numpy_generator(args.seed, "patients").permutation(len(rows))[: args.num_patients]
+    return [rows[number] for number in sorted(drawn)]
 
 
 def make_profiles(

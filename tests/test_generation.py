@@ -341,6 +341,7 @@ def test_a_gene_set_by_the_command_line_changes_the_tile(out):
         (["--patient1", PATIENT, "--program", "p.csv", "--interpolate_to", "x"], "one series"),
         (["--patient1", PATIENT, "--program", "nowhere.csv"], "gene programs not found"),
         (["--patient1", PATIENT, "--steps", "1"], "--steps 1"),
+        (["--patient1", PATIENT, "--num_patients", "3"], "with --all_patients"),
         (["--patient1", PATIENT, "--features", "nowhere.pt"], "nowhere.pt"),
     ],
 )
@@ -374,13 +375,16 @@ def test_mean_features_are_the_mean_over_each_patients_tiles(out):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *_, **__: None)  # torch announces TorchScript's end
         torch.jit.script(Mean()).save(path)
-    generate(out, "--all_patients", "--sample_size", "25", "--features", str(path))
+    options = ["--all_patients", "--num_patients", "8", "--sample_size", "24"]
+    generate(out, *options, "--features", str(path))
     with np.load(out / "patient_features.npz") as content:
         kept = dict(content)
-    assert kept["tiles"].sum() == 2 * 25
+    assert kept["tiles"].sum() == 2 * 24
     table = pd.read_csv(out / "tiles_rna-gan.csv")
-    row = int(np.flatnonzero((kept["patients"] == PATIENT) & (kept["sources"] == "rna-gan"))[0])
-    files = table[table.patient == PATIENT].wsi_file_names
+    assert table.patient.nunique() == 8
+    patient = table.patient[5]
+    row = int(np.flatnonzero((kept["patients"] == patient) & (kept["sources"] == "rna-gan"))[0])
+    files = table[table.patient == patient].wsi_file_names
     expected = np.mean([pixels(out.parent / name).mean(axis=(0, 1)) for name in files], axis=0)
     assert kept["tiles"][row] == len(files) == 3
     scaled = expected / 127.5 - 1
