@@ -20,7 +20,6 @@ from runtime.seeds import torch_generator
 # tile is computed at a fixed place of a batch of fixed size, on a CPU by a single thread; speed
 # comes from several batches at a time.
 BATCH = 16
-SMALL_SIDE = 4  # px up to which a transposed convolution is slower than the matrix product it is
 
 
 def sample_noise(
@@ -122,35 +121,6 @@ def stream_images(
         torch.set_num_threads(threads)
 
 
-class _Upsampling(nn.Module):
-    """A transposed convolution (4 x 4, stride 2, padding 1) with its normalisation inside.
-
-    On a few pixels as the matrix product that it is: (N H W, Cin) x (Cin, 16 Cout), the overlapping
-    windows summed. The weights are the convolution's own, seen as a matrix.
-    """
-
-    def __init__(self, convolution: nn.ConvTranspose2d) -> None:
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return features (N, Cout, 2H, 2W) of features (N, Cin, H, W)."""
-        count, _, height, width = features.shape
-        if height > SMALL_SIDE:
-            return self.convolution(features)
-        weight = self.convolution.weight.permute(0, 2, 3, 1).flatten(1)  # (Cin, 16 Cout)
-        windows = features.permute(0, 2, 3, 1) @ weight  # (N, H, W, 16 Cout)
-        windows = windows.unflatten(3, (2, 2, 2, 2, -1))  # (N, H, W, 2, 2, 2, 2, Cout)
-        # Row 2a + b of a window at row y adds to row y + a of the padded result, phase b.
-        padded = windows.new_zeros(count, height + 1, 2, width + 1, 2, windows.shape[-1])
-        for a, b in itertools.product((0, 1), repeat=2):
-            for c, d in itertools.product((0, 1), repeat=2):
-                padded[:, a : a + height, b, c : c + width, d] += windows[:, :, :, a, b, c, d]
-        padded = padded.flatten(3, 4).flatten(1, 2)  # (N, 2H + 2, 2W + 2, Cout)
-        features = padded[:, 1:-1, 1:-1].permute(0, 3, 1, 2) + self.convolution.bias[:, None, None]
-        return features.contiguous(memory_format=torch.channels_last)  # (N, Cout, 2H, 2W)
-
-
 def prepare_sampling(generator: nn.Module, bfloat16: bool) -> nn.Module:
     """Return a copy of a generator that only samples, faster: the same function, other rounding.
 
@@ -168,10 +138,7 @@ def prepare_sampling(generator: nn.Module, bfloat16: bool) -> nn.Module:
         layers = list(sequence)
         for number, (layer, norm) in enumerate(itertools.pairwise(layers)):
             if isinstance(layer, nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
-                folded = fuse_conv_bn_eval(layer, norm, transpose=True)
-                shape = (folded.kernel_size, folded.stride, folded.padding)
-                known = shape == ((4, 4), (2, 2), (1, 1))
-                sequence[number] = _Upsampling(folded) if known else folded
+                sequence[number] = fuse_conv_bn_eval(layer, norm, transpose=True)
                 sequence[number + 1] = nn.Identity()
     if bfloat16:
         for module in fast.modules():

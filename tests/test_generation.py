@@ -99,7 +99,7 @@ def test_tile_k_is_bit_for_bit_the_same_whatever_n_batch_and_number_of_threads(b
         torch.set_num_threads(before)
 
 
-def test_folded_weights_and_matrix_products_are_the_same_function():
+def test_folded_weights_are_the_same_function():
     torch.manual_seed(0)
     generator = Generator(8, 64, 8)
     with torch.no_grad():  # statistics of its own for every normalisation
