@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from report.embedding import FEWEST, SEED, umap_plane
 from report.style import COLOURS, MARKERS, Drawn, MissingResult, panels
 from runtime.errors import UserError
 
 NAMES = {"real": "real", "rna-gan": "RNA-GAN", "gan": "GAN"}
 KEYS = ("patients", "sources", "tissues", "tiles", "features", "network")
-NEIGHBOURS = 15  # umap's default
-SEED = 99
-FEWEST = 4  # points; UMAP's spectral start needs more than its dimensions
 
 
 def draw_feature_map(results: Path) -> Drawn:
@@ -43,7 +41,7 @@ def draw_feature_map(results: Path) -> Drawn:
     features = np.concatenate([content["features"] for content in contents])
     if len(features) < FEWEST:
         raise MissingResult(f"only {len(features)} patients with features: {FEWEST} are needed")
-    numbers[["umap1", "umap2"]] = _umap(features)
+    numbers[["umap1", "umap2"]] = umap_plane(features)
     numbers["nearest_real_tissue"] = _nearest_real_tissue(features, numbers)
     figure, axes = panels(1, 1, 3.6)
     axis = axes[0, 0]
@@ -66,10 +64,12 @@ def draw_feature_map(results: Path) -> Drawn:
     made = ", ".join(
         f"{counts[source]} {name}" for source, name in NAMES.items() if source in counts
     )
+    least, most = numbers.tiles.min(), numbers.tiles.max()
+    spread = str(most) if least == most else f"{least} to {most}"
     caption = (
         f"UMAP (seed {SEED}) of the mean feature of each patient's tiles; feature network"
-        f" {network[0]} (SHA-256 {network[1][:8]}); {made} tiles, {numbers.tiles.min()} to"
-        f" {numbers.tiles.max()} a patient. Colour: tissue; filled: real, open: generated. A plain"
+        f" {network[0]} (SHA-256 {network[1][:8]}); {made} tiles, {spread} a"
+        " patient. Colour: tissue; filled: real, open: generated. A plain"
         " GAN knows no patient: its tiles are divided among them in turn. Distances between"
         " clusters of a UMAP mean nothing; the table counts in the features themselves."
     )
@@ -86,15 +86,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             return {key: content[key] for key in KEYS}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not features of generate_tissue_images.py ({error})") from error
-
-
-def _umap(features: np.ndarray) -> np.ndarray:
-    import umap  # compiles on import, seldom needed
-
-    neighbours = min(NEIGHBOURS, len(features) - 1)
-    # One job: with a seed umap uses one anyway, and warns when it was asked for more.
-    mapper = umap.UMAP(n_neighbors=neighbours, random_state=SEED, n_jobs=1, init="pca")
-    return mapper.fit_transform(features)
 
 
 def _nearest_real_tissue(features: np.ndarray, numbers: pd.DataFrame) -> np.ndarray:
