@@ -20,12 +20,13 @@ SCORE_NAMES = {
     "f1_macro": "F1 (macro)",
     "auc_ovr": "AUC",
 }
+ARMS = ("real", "generated", "both", "pretrain")  # of wsi_model.py, in the order they are shown
 KEYS = ("scores", "network", "folds", "images")
 
 
 def draw_classifier(results: Path) -> Drawn:
     """Return scores with intervals of every tile classifier, and its confusion counts."""
-    paths = sorted(results.glob("classifier*/**/summary.json"))
+    paths = sorted(results.glob("classifier*/**/summary.json"), key=_place)
     if not paths:
         raise MissingResult("no classifier/<name>/summary.json: run wsi_model.py")
     rows, table, facts = [], [], set()
@@ -56,6 +57,11 @@ def draw_classifier(results: Path) -> Drawn:
         f"{row['classifier']} {row['accuracy']}" for row in table
     )
     return Drawn("Tile classifier", caption, figure, numbers, headline, pd.DataFrame(table))
+
+
+def _place(path: Path) -> tuple:
+    arm = path.parent.name
+    return (path.parent.parent, ARMS.index(arm) if arm in ARMS else -1, arm)
 
 
 def _name(path: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from report.style import (
     COLOURS,
@@ -56,8 +57,8 @@ def draw_quality(results: Path) -> Drawn:
                 part.epoch, factor * part[name], LINES[kind], marker=MARKERS[kind], markersize=3.5,
                 color=colour, label=run,
             )  # fmt: skip
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.set_ylim(bottom=0)
+        axis.set(xlabel="epoch", ylabel=label, ylim=(0, 1.05 * factor * numbers[name].max()))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
     count = ", ".join(str(value) for value in sorted(filter(None, tiles))) or "as many"
     seed = f"; seed {', '.join(map(str, sorted(seeds)))}" if seeds else ""

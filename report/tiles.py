@@ -121,17 +121,16 @@ def draw_grids(results: Path) -> Drawn:
         "The first tiles of each run of generate_tissue_images.py, seeds in order. Profiles from"
         " outside the cohort are matched gene by gene; a gene that is absent counts as 0."
     )
-    paths = sorted(results.glob("generated*/**/grid.png"))
+    series = _series(results)
+    paths = [
+        path for path in sorted(results.glob("generated*/**/grid.png")) if path.parent not in series
+    ]
     return _generated(paths, [path.parent.name for path in paths], "Generated tiles", caption)
 
 
 def draw_series(results: Path) -> Drawn:
     """Return the grids of profiles changed step by step, a row per step, the noise kept."""
-    found = {}
-    for path in sorted(results.glob("generated*/**/profiles.csv")):
-        profiles = read_table(path, ("patient",))
-        if "step" in profiles:
-            found[path.parent] = profiles
+    found = _series(results)
     if not found:
         raise MissingResult(
             "no generated/<run>/ of a series: run generate_tissue_images.py --program or"
@@ -196,6 +195,15 @@ def _generated(paths: list[Path], titles: list[str], title: str, caption: str) -
     caption += f" Tiles made: {sizes}." if sizes else ""
     caption += _seed_text(set().union(*(_seeds(path.parent / "request.json") for path in paths)))
     return Drawn(title, caption, figure, numbers)
+
+
+def _series(results: Path) -> dict[Path, pd.DataFrame]:
+    """Return the profiles of every run of generate_tissue_images.py that is a series of steps."""
+    tables = {
+        path.parent: read_table(path, ("patient",))
+        for path in sorted(results.glob("generated*/**/profiles.csv"))
+    }
+    return {folder: table for folder, table in tables.items() if "step" in table}
 
 
 def _sources(folder: Path) -> dict[str, int]:
