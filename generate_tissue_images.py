@@ -23,6 +23,7 @@ Writes: in `--save_path`: one folder of numbered PNGs per source (real, rna-gan,
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import shutil
 import sys
@@ -47,7 +48,7 @@ from models.edits import move_program, parse_dose, parse_gene_edit, set_genes
 from models.networks import load_generator
 from models.population import PopulationDistance, population_distance
 from models.profiles import ProfileEncoder
-from models.sampling import BATCH, prepare_sampling, stream_images
+from models.sampling import BATCH, encode_alone, prepare_sampling, stream_images
 from models.wgan_vae import Conditioning
 from runtime.checkpoint import check_betavae, load_checkpoint
 from runtime.config import GANConfig, load_config
@@ -211,12 +212,14 @@ def make_profiles(
         if args.program_name not in programs:
             raise UserError(f"{args.program}: --program_name is one of {', '.join(programs)}")
         steps = parse_dose(args.dose, args.steps)
-        mu = encoder.mu(move_program(expression[0], programs[args.program_name], steps))
+        expression = move_program(expression[0], programs[args.program_name], steps)
+        mu = encode_alone(encoder, expression)
     elif args.interpolate_to:
         steps = np.linspace(0, 1, args.steps)
-        mu = torch.lerp(*encoder.mu(expression), torch.from_numpy(steps).float()[:, None])
+        ends = encode_alone(encoder, expression)
+        mu = torch.lerp(*ends, torch.from_numpy(steps).float()[:, None])
     else:
-        mu = encoder.mu(expression)
+        mu = encode_alone(encoder, expression)
     if steps is not None:
         names, tissues = names[:1] * len(steps), tissues[:1] * len(steps)
     far = population_distance(Conditioning.from_checkpoint(gan["conditioning"]), mu)
@@ -263,6 +266,23 @@ def write_tiles(
         write_png(part.path(number), images_to_pixels(image[None])[0].numpy())
 
     return stream_images(generator, seed, part.missing(), conditioning, profile, write)
+
+
+def dry_run(
+    parts: Sequence[Part], folder: Path, image_px: int, trial: tuple, seed: int
+) -> list[str]:
+    """Return what the run would need, from a few tiles of its last part made elsewhere."""
+
+    def some_tiles() -> int:
+        with tempfile.TemporaryDirectory() as scratch:
+            part = parts[-1]._replace(folder=Path(scratch), numbers=[range(4 * BATCH)])
+            return sum(1 for _ in write_tiles(*trial, part, seed))
+
+    tiles = sum(map(len, parts))
+    profiles = len(trial[2].names)
+    facts = {"tiles": tiles, "pixels": f"{image_px} x {image_px}", "profiles": profiles}
+    seconds = tiles * seconds_per_unit(some_tiles)
+    return dry_run_lines(folder, facts, seconds, tiles * image_px**2 * PNG_BYTES_PER_PIXEL)
 
 
 def feature_batches(parts: Sequence[Part], owner) -> Iterator[tuple[str, list, torch.Tensor]]:
@@ -338,20 +358,9 @@ def main(argv: list[str] | None = None) -> None:
         return profiles.tissues[row], profiles.names[row], row
 
     if args.dry_run:
-
-        def trial_tiles() -> int:
-            source = parts[-1].source
-            with tempfile.TemporaryDirectory() as scratch:
-                trial = Part(source, Path(scratch), [range(4 * BATCH)], parts[-1].profile_of)
-                made = write_tiles(generators[source], gans[source], profiles, trial, args.seed)
-                return sum(1 for _ in made)
-
-        total = sum(map(len, parts))
-        px = gan["image_px"]
-        facts = {"tiles": total, "pixels": f"{px} x {px}", "profiles": len(profiles.names)}
-        seconds = total * seconds_per_unit(trial_tiles)
-        size = total * px * px * PNG_BYTES_PER_PIXEL
-        print("\n".join(dry_run_lines(folder, facts, seconds, size)))
+        last = parts[-1].source
+        trial = (generators[last], gans[last], profiles)
+        print("\n".join(dry_run(parts, folder, gan["image_px"], trial, args.seed)))
         return
 
     # What is there already
@@ -359,6 +368,8 @@ def main(argv: list[str] | None = None) -> None:
         "tiles": [[part[0], part[-1]] for part in numbers],
         "seed": args.seed,
         "bfloat16": bfloat16,
+        "profiles_sha256": hashlib.sha256(table.expression.tobytes()).hexdigest(),
+        "program_sha256": sha256_of(args.program) if args.program else None,
         "whom": [args.patient1, args.all_patients, args.rna_data, table.names],
         "edits": [args.set_gene, args.program, args.program_name, args.interpolate_to],
         "steps": profiles.steps.tolist() if series else None,

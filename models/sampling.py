@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.profiles import ProfileEncoder
 from models.wgan_vae import Conditioning
 from runtime.seeds import torch_generator
 
@@ -30,6 +32,17 @@ def sample_noise(
     if conditioning is None:
         return torch.randn(latent_dim, generator=draw)
     return conditioning.draw(1, draw)[0]
+
+
+def encode_alone(encoder: ProfileEncoder, expression: np.ndarray) -> Tensor:
+    """Return mu (N, D) of expression (N, G), each profile by itself and by a single thread: the
+    same, bit for bit, whoever else is encoded and however many threads there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch.cat([encoder.mu(row[None]) for row in expression])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def sample_images(

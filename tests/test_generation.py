@@ -24,9 +24,10 @@ from data.labelled_tiles import read_labelled_tiles
 from models.dcgan import Generator
 from models.edits import GeneEdit, move_program, parse_dose, parse_gene_edit, set_genes
 from models.population import population_distance
-from models.profiles import ExpressionScaler
-from models.sampling import prepare_sampling, sample_images, stream_images
+from models.profiles import ExpressionScaler, ProfileEncoder
+from models.sampling import encode_alone, prepare_sampling, sample_images, stream_images
 from models.wgan_vae import Conditioning
+from runtime.checkpoint import load_checkpoint
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,6 +197,21 @@ def test_a_killed_run_continues_to_the_same_files(out):
         assert (out / "a/rna-gan" / name).stat().st_mtime_ns == stamp
     for path in sorted((out / "b/rna-gan").iterdir()):
         assert path.read_bytes() == (out / "a/rna-gan" / path.name).read_bytes()
+
+
+def test_a_profile_is_encoded_to_the_same_bits_whoever_else_is(trained):
+    content = load_checkpoint(trained / "vae/model_dict_best.pt", "betavae")
+    encoder = ProfileEncoder.from_checkpoint(content, torch.device("cpu"))
+    expression = np.random.default_rng(0).gamma(2, 20, (40, 30)).astype(np.float32)
+    whole = encode_alone(encoder, expression)
+    torch.testing.assert_close(whole, encoder.mu(expression), atol=1e-5, rtol=0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(encode_alone(encoder, expression[7:9]), whole[7:9])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 # Profiles from outside
