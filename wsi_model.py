@@ -30,7 +30,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,14 +38,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.labelled_tiles import (
-    LabelledTiles,
-    assign_folds,
-    check_folds,
-    held_out_rows,
-    most_folds,
-    read_labelled_tiles,
-)
+from data.classifier_folds import ARMS, Lists, read_lists
 from data.pixels import pixels_to_images
 from metrics.classification import (
     SCORES,
@@ -81,13 +74,6 @@ CACHED_WEIGHTS = ("resnet50-0676ba61.pth", "resnet50-11ad3fa6.pth")
 # Options that the result depends on.
 RECIPE = ("network", "freeze", "image_px", "folds", "num_epochs", "batch_size", "lr", "seed")
 RESULTS = ("summary.json", "folds.csv", "confusion.csv", "predictions.csv")
-# What each arm is trained on, stage by stage.
-ARMS = {
-    "real": (("real",),),
-    "generated": (("generated",),),
-    "both": (("real", "generated"),),
-    "pretrain": (("generated",), ("real",)),
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -187,87 +173,6 @@ def frozen_features(classifier: TileClassifier, inputs: Inputs, device: torch.de
         batches = (inputs(part, torch.full_like(part, flip)).to(device) for part in parts)
         features.append(torch.cat([classifier.features(batch).cpu() for batch in batches]))
     return torch.stack(features).clone()
-
-
-class Lists(NamedTuple):
-    """Images of every kind as one numbering: those of `tiles`, then the generated, then the test's.
-
-    Attributes:
-        tiles, generated, test: the lists; `test` is `tiles` where the folds hold the test images.
-        fold_of: fold of each image of `tiles`.
-        test_rows: rows of `test` that each fold is tested on.
-    """
-
-    tiles: LabelledTiles
-    generated: LabelledTiles | None
-    test: LabelledTiles
-    fold_of: np.ndarray
-    test_rows: dict[int, np.ndarray]
-
-    def stage_rows(self, kinds: tuple[str, ...], fold: int) -> np.ndarray:
-        """Return the numbers of a stage's training images in a fold."""
-        parts = []
-        if "real" in kinds:
-            parts.append(np.flatnonzero(self.fold_of != fold))
-        if "generated" in kinds:
-            tested = self.test_rows[fold]
-            parts.append(len(self.tiles) + held_out_rows(self.test, self.generated, tested))
-        return np.concatenate(parts)
-
-    @property
-    def all(self) -> list[LabelledTiles]:
-        """The lists in the order of the numbering."""
-        lists = [self.tiles, self.generated, None if self.test is self.tiles else self.test]
-        return [one for one in lists if one is not None]
-
-    @property
-    def test_offset(self) -> int:
-        """Number of the first test image."""
-        return 0 if self.test is self.tiles else sum(map(len, self.all)) - len(self.test)
-
-
-def read_lists(args: argparse.Namespace) -> Lists:
-    """Return the lists of the command line, divided into folds.
-
-    Raises:
-        UserError: unknown labels, too few groups, or a fold without training or test images.
-    """
-    csv_names = ", ".join(map(str, args.csv_path))
-    tiles = test = read_labelled_tiles(args.csv_path, args.patch_data_path, args.group)
-    generated = None
-    others = {"--test_csv": args.test_csv, "--generated_csv": args.generated_csv}
-    for flag, paths in others.items():
-        if paths:
-            listed = read_labelled_tiles(paths, args.patch_data_path, args.group)
-            unknown = sorted(set(listed.labels) - set(tiles.labels))
-            if unknown:
-                raise UserError(f"{flag}: label {unknown[0]} is not in {csv_names}")
-            test, generated = (listed, generated) if flag == "--test_csv" else (test, listed)
-    if tiles.groups and args.group is None and most_folds(tiles) == 1:
-        # The published lists hold one patient per class, who cannot be in both parts.
-        log.info(
-            "%s: a class has a single %s, so folds are split by image; scores may be optimistic",
-            csv_names,
-            tiles.grouped_by,
-        )
-        tiles.groups = tiles.grouped_by = None
-    check_folds(tiles, args.folds, csv_names)
-    fold_of = assign_folds(tiles, args.folds, derived_seed(args.seed, "folds"))
-    test_rows = {}
-    for fold in range(1, args.folds + 1):
-        rows = held_out_rows(tiles, test, np.flatnonzero(fold_of != fold))
-        if not len(rows):
-            raise UserError(f"fold {fold}: no test image left that shares no group with training")
-        test_rows[fold] = rows
-    lists = Lists(tiles, generated, test, fold_of, test_rows)
-    for arm in args.train:
-        for kinds in ARMS[arm]:
-            labels = lists.all[1].labels if kinds == ("generated",) else tiles.labels
-            few = [fold for fold in test_rows if len(lists.stage_rows(kinds, fold)) < 2]
-            if few or set(labels) != set(tiles.labels):
-                what = f"fold {few[0]}: fewer than 2 images" if few else "not every label"
-                raise UserError(f"--train {arm}: {what} among the {' and '.join(kinds)} ones")
-    return lists
 
 
 def dry_run(args: argparse.Namespace, lists: Lists, recipe: Recipe, output: Path) -> list[str]:
@@ -403,7 +308,16 @@ def main(argv: list[str] | None = None) -> None:
     if not several and args.train != ["real"]:
         raise UserError(f"--train {' '.join(args.train)}: needs --generated_csv")
     output = args.output or Path("classifier_results") / args.csv_path[0].stem
-    lists = read_lists(args)
+    lists = read_lists(
+        args.csv_path,
+        args.patch_data_path,
+        args.group,
+        args.test_csv,
+        args.generated_csv,
+        args.train,
+        args.folds,
+        args.seed,
+    )
     tiles, test = lists.tiles, lists.test
     device = choose_device(args.device)
     weights = find_weights(args)
