@@ -3,8 +3,9 @@
 Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), the figures on betaVAE, tiles, FID and toy
             classifier, from results on disk only.
 Reads:  what it finds below --results: checkpoints/, images/ (or gan_generated_images/),
-        expression/, fid/ (or fid_results/), conditioning/, classifier/ (or classifier_results/),
-        generated/, quiz/ (or quiz_results/), timings.csv (columns step, seconds).
+        expression/, fid/ (or fid_results/), copying/, conditioning/, classifier/ (or
+        classifier_results/), generated/, quiz/ (or quiz_results/), timings.csv (columns step,
+        seconds).
 Writes: <output>/index.html (its pictures are inside; opens without a server; lists what is missing)
         and for each figure <output>/figures/<name>.png, .pdf and .csv (the numbers).
 

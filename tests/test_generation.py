@@ -25,6 +25,7 @@ from models.dcgan import Generator
 from models.edits import GeneEdit, move_program, parse_dose, parse_gene_edit, set_genes
 from models.population import population_distance
 from models.profiles import ExpressionScaler, ProfileEncoder
+from models.r3gan import ResidualGenerator
 from models.sampling import encode_alone, prepare_sampling, sample_images, stream_images
 from models.wgan_vae import Conditioning
 from runtime.checkpoint import load_checkpoint
@@ -83,10 +84,11 @@ def external(path: Path, share: float) -> str:
 # Tile k
 
 
+@pytest.mark.parametrize("network", [Generator, ResidualGenerator])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_tile_k_is_bit_for_bit_the_same_whatever_n_batch_and_number_of_threads(bfloat16):
+def test_tile_k_is_bit_for_bit_the_same_whatever_n_batch_and_threads(network, bfloat16):
     torch.manual_seed(0)
-    generator = prepare_sampling(Generator(16, 64, 16).eval(), bfloat16)
+    generator = prepare_sampling(network(16, 64, 16).eval(), bfloat16)
     before = torch.get_num_threads()
     whole = dict(stream_images(generator, 5, range(70), workers=1))
     try:
