@@ -72,17 +72,18 @@ python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_brain.model --che
 step "4.2 Tiles of a profile from outside the cohort"
 python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model $L --sample_size 64 $V --rna_data demo/external/lung.csv --random_patient --save_path demo/generated/external_lung
 python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_brain.model $B --sample_size 64 $V --rna_data demo/external/brain.csv --random_patient --save_path demo/generated/external_brain
-step "4.3 Tiles of all patients, for the classifier"
+step "4.3 What if: the genes of nuclear density moved by -2 to +2 standard deviations, the noise kept"
+python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model $L --seeds 0-7 $V --patient1 $LUNG --program demo/cohort/programs.csv --program_name nuclear_density --dose -2..2 --steps 5 --save_path demo/generated/dose_lung
+step "4.4 Tiles of many patients, for the classifier and the feature map"
 for tissue in lung brain; do
-  python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_$tissue.model --config configs/demo/gan_run_$tissue.json \
-    --sample_size 120 $V --all_patients --save_path demo/generated/all_$tissue
+  python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_$tissue.model --checkpoint2 $MODELS/gan_$tissue.model --config configs/demo/gan_run_$tissue.json \
+    --sample_size 120 $V --all_patients --num_patients 24 --features inception --save_path demo/generated/all_$tissue
 done
 
-step "5 Toy classifier: lung or brain, trained on real or on generated tiles, tested on real ones"
+step "5 Toy classifier: lung or brain, trained on real tiles, generated ones or both, tested on real ones"
 real="demo/generated/all_lung/tiles_real.csv demo/generated/all_brain/tiles_real.csv"
 generated="demo/generated/all_lung/tiles_rna-gan.csv demo/generated/all_brain/tiles_rna-gan.csv"
-python3 wsi_model.py --patch_data_path demo/generated --csv_path $real --network small --num_epochs 6 --output demo/classifier/real
-python3 wsi_model.py --patch_data_path demo/generated --csv_path $generated --test_csv $real --network small --num_epochs 6 --output demo/classifier/rna-gan
+python3 wsi_model.py --patch_data_path demo/generated --csv_path $real --generated_csv $generated --network small --num_epochs 6 --output demo/classifier/rna-gan
 
 step "6 Figures and the report"
 python3 figures.py --results demo --output demo/report --all

@@ -3,8 +3,9 @@
 Reproduces: RNA-GAN (doi 10.1016/j.crmeth.2023.100534), the figures on betaVAE, tiles, FID and toy
             classifier, from results on disk only.
 Reads:  what it finds below --results: checkpoints/, images/ (or gan_generated_images/),
-        expression/, fid/ (or fid_results/), conditioning/, classifier/ (or classifier_results/),
-        generated/, quiz/ (or quiz_results/), timings.csv (columns step, seconds).
+        expression/, fid/ (or fid_results/), copying/, conditioning/, classifier/ (or
+        classifier_results/), generated/, quiz/ (or quiz_results/), timings.csv (columns step,
+        seconds).
 Writes: <output>/index.html (its pictures are inside; opens without a server; lists what is missing)
         and for each figure <output>/figures/<name>.png, .pdf and .csv (the numbers).
 
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from report import dose, expression, scores, study, tiles
+from report import classifier, dose, expression, feature_map, quality, scores, study, tiles
 from report.page import Entry, page_html
 from report.style import DPI, Drawn, MissingResult, look
 from runtime.checkpoint import versions
@@ -35,12 +36,16 @@ TITLE = "RNA-GAN: report of a run"
 FIGURES: dict[str, tuple[str, Callable[[Path], Drawn]]] = {
     "generated_sources": ("Tiles", tiles.draw_sources),
     "generated_grids": ("Tiles", tiles.draw_grids),
+    "generated_series": ("Tiles", tiles.draw_series),
     "gan_epochs": ("Tiles", tiles.draw_epochs),
     "gan_history": ("Tiles", tiles.draw_history),
+    "gan_quality": ("Evaluation", quality.draw_quality),
     "fid": ("Evaluation", scores.draw_fid),
+    "feature_map": ("Evaluation", feature_map.draw_feature_map),
+    "nearest_training": ("Evaluation", quality.draw_nearest),
     "conditioning": ("Evaluation", scores.draw_conditioning),
     "dose_response": ("Evaluation", dose.draw_dose_response),
-    "classifier": ("Evaluation", scores.draw_classifier),
+    "classifier": ("Evaluation", classifier.draw_classifier),
     "reader_study": ("Evaluation", study.draw_study),
     "betavae_history": ("Gene expression", expression.draw_history),
     "betavae_latents": ("Gene expression", expression.draw_latents),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from tqdm import tqdm
 
 from data.pixels import read_image, resize_pixels
 from runtime.errors import UserError
-from runtime.files import require_file, sha256_of
+from runtime.files import atomic_path, require_file, sha256_of
 
 NAME_COLUMNS = ("wsi_file_names", "wsi_file_name")
 LABEL_COLUMN = "Labels"
 GROUP_COLUMNS = ("group", "patient", "donor")
-# A slide id such as GTEX-15RJ7-0625 anywhere in a path: two fields of donor, four digits of block.
 # Columns whose slide ids stand for their donor.
 DONOR_COLUMNS = ("patient", "donor")
+# A slide id such as GTEX-15RJ7-0625 anywhere in a path: two fields of donor, four digits of block.
 SLIDE_ID = re.compile(r"(?<![A-Za-z0-9-])([A-Z]+-[A-Za-z0-9]+)-\d{4}(?!\d)")
 
 
@@ -110,6 +111,22 @@ def read_labelled_tiles(
             " check --patch_data_path"
         )
     return LabelledTiles(names, paths, frame[LABEL_COLUMN].tolist(), groups, group_column)
+
+
+def write_tile_list(
+    path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[object]]
+) -> None:
+    """Write a list that `read_labelled_tiles` reads, whole or not at all, one row in memory.
+
+    Args:
+        path: CSV to write.
+        columns: among them the first of NAME_COLUMNS and LABEL_COLUMN.
+        rows: values in the order of the columns.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def _read_list(path: Path) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -53,22 +54,35 @@ def known_rows(path: str, truth: np.ndarray, held_out: np.ndarray) -> np.ndarray
     return rows
 
 
-def read_programs(path: str, genes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+def read_programs(
+    path: str,
+    genes: Sequence[str],
+    names: Sequence[str] | None = None,
+    gene_sd: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
     """Return the weights float64 (G,) of each gene program of the given names, 0 for other genes.
 
     Args:
         path: CSV with columns gene_id, program, weight: natural log fold change per standard
             deviation of the program's activity. Ids are matched without version.
         genes: G ids, in order.
-        names: programs wanted.
+        names: programs wanted; None: all.
+        gene_sd: (G,), weights of the genes of a table without weights, e.g. each gene's own
+            standard deviation of log expression; such a list of genes needs no program's name.
 
     Raises:
         UserError: a missing file or column, or no such program over these genes.
     """
     frame = pd.read_csv(require_file(path, "gene programs"))
+    if gene_sd is not None and "program" not in frame:
+        frame["program"] = Path(path).stem
+    if gene_sd is not None and "weight" not in frame and "gene_id" in frame:
+        sd_of = dict(zip((gene.split(".")[0] for gene in genes), gene_sd, strict=True))
+        frame["weight"] = frame.gene_id.str.split(".").str[0].map(sd_of).fillna(0.0)
     missing = {"gene_id", "program", "weight"} - set(frame.columns)
     if missing:
         raise UserError(f"{path}: column {sorted(missing)[0]} is missing")
+    names = frame.program.unique().tolist() if names is None else names
     frame["gene"] = frame.gene_id.str.split(".").str[0]
     order = [gene.split(".")[0] for gene in genes]
     programs = {

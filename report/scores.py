@@ -1,4 +1,4 @@
-"""Figures of the evaluation: FID matrix, conditioning, tile classifier, and the run times."""
+"""Figures of the evaluation: FID matrix, conditioning, and the run times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from report.style import MARKERS, SEQUENTIAL, Drawn, MissingResult, panels, read_table
+from report.style import SEQUENTIAL, Drawn, MissingResult, panels, read_table
 from runtime.errors import UserError
 from runtime.files import read_json
 
@@ -21,12 +21,6 @@ CONTROLS = {
     "r_shuffled": "shuffled profiles",
     "r_zero": "zero profile",
     "r_class_mean": "tissue mean",
-}
-SCORE_NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1_macro": "F1 (macro)",
-    "auc_ovr": "AUC",
 }
 
 
@@ -223,59 +217,6 @@ def draw_conditioning(results: Path) -> Drawn:
     return Drawn("Do tiles follow the profile?", caption, figure, numbers, headline, shown)
 
 
-def draw_classifier(results: Path) -> Drawn:
-    """Return the scores of every tile classifier, mean and standard deviation over folds."""
-    paths = sorted(results.glob("classifier*/*/summary.json"))
-    if not paths:
-        raise MissingResult("no classifier/<name>/summary.json: run wsi_model.py")
-    rows, table, facts = [], [], set()
-    for path in paths:
-        summary = _checked(path, ("scores", "network", "folds", "images"))
-        split = f"grouped by {summary['grouped_by']}" if summary["grouped_by"] else "by image"
-        row = {"classifier": path.parent.name, "images": summary["images"]}
-        row |= {"tested on": Path(summary["test_list"]).stem, "folds": split}
-        for name, label in SCORE_NAMES.items():
-            score = summary["scores"].get(name)
-            row[label] = f"{score['mean']:.3f} ± {score['sd']:.3f}" if score else "undefined"
-            if score:
-                rows.append({"classifier": path.parent.name, "score": label, **score})
-        table.append(row)
-        facts.add(
-            f"{summary['network']}"
-            f" ({summary['weights'] or 'random start'}{', frozen' if summary['freeze'] else ''}),"
-            f" {summary['image_px']} px, {summary['folds']} folds, {summary['num_epochs']} epochs,"
-            f" seed {summary['seed']}"
-        )
-    numbers = pd.DataFrame(rows, columns=["classifier", "score", "mean", "sd"])
-    names = [path.parent.name for path in paths]
-    figure, axes = panels(1, 1, 2.3)
-    axis = axes[0, 0]
-    labels = [label for label in SCORE_NAMES.values() if label in set(numbers.score)]
-    for number, name in enumerate(names):
-        part = numbers[numbers.classifier == name].set_index("score").reindex(labels)
-        place = np.arange(len(labels)) + (number - (len(names) - 1) / 2) * 0.18
-        axis.errorbar(
-            place,
-            part["mean"],
-            part["sd"],
-            fmt=MARKERS[number % len(MARKERS)],
-            capsize=3,
-            label=name,
-        )
-    axis.set_xticks(np.arange(len(labels)), labels)
-    axis.set_ylabel("score")
-    axis.set_ylim(top=1.02)
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    caption = (
-        "Classifiers of tile labels, mean and standard deviation over folds; the same network and"
-        f" head in every row. {'; '.join(sorted(facts))}."
-    )
-    headline = "Tile classifier, accuracy: " + ", ".join(
-        f"{row['classifier']} {row['accuracy']}" for row in table
-    )
-    return Drawn("Tile classifier", caption, figure, numbers, headline, pd.DataFrame(table))
-
-
 def run_times(results: Path) -> pd.DataFrame:
     """Return step and seconds: of `timings.csv`, else of the clocks that results carry."""
     path = results / "timings.csv"
@@ -286,7 +227,7 @@ def run_times(results: Path) -> pd.DataFrame:
         table = read_table(history)
         if "elapsed_s" in table:
             rows.append((history.name.removesuffix(".history.csv"), table.elapsed_s.iloc[-1]))
-    for path in sorted(results.glob("classifier*/*/summary.json")):
+    for path in sorted(results.glob("classifier*/**/summary.json")):
         rows.append((f"classifier {path.parent.name}", read_json(path).get("elapsed_s")))
     return pd.DataFrame(rows, columns=["step", "seconds"])
 

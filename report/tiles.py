@@ -9,8 +9,10 @@ import pandas as pd
 
 from report.style import (
     LINES,
+    WIDTH_IN,
     Drawn,
     MissingResult,
+    bare,
     crop_grid,
     panels,
     picture_panels,
@@ -119,8 +121,48 @@ def draw_grids(results: Path) -> Drawn:
         "The first tiles of each run of generate_tissue_images.py, seeds in order. Profiles from"
         " outside the cohort are matched gene by gene; a gene that is absent counts as 0."
     )
-    paths = sorted(results.glob("generated*/**/grid.png"))
+    series = _series(results)
+    paths = [
+        path for path in sorted(results.glob("generated*/**/grid.png")) if path.parent not in series
+    ]
     return _generated(paths, [path.parent.name for path in paths], "Generated tiles", caption)
+
+
+def draw_series(results: Path) -> Drawn:
+    """Return the grids of profiles changed step by step, a row per step, the noise kept."""
+    found = _series(results)
+    if not found:
+        raise MissingResult(
+            "no generated/<run>/ of a series: run generate_tissue_images.py --program or"
+            " --interpolate_to"
+        )
+    grids = [read_picture(folder / "grid.png") for folder in found]
+    shape = max(grid.shape[0] / grid.shape[1] for grid in grids)
+    columns = min(2, len(grids))
+    rows = -(-len(grids) // columns)
+    figure, axes = panels(rows, columns, rows * (WIDTH_IN * shape / columns + 0.4))
+    numbers, wholes = [], []
+    for axis in axes.flat[len(grids) :]:
+        axis.set_visible(False)
+    for axis, grid, (folder, profiles) in zip(axes.flat, grids, found.items(), strict=False):
+        axis.imshow(grid, interpolation="antialiased", interpolation_stage="rgba")
+        bare(axis)
+        places = (np.arange(len(profiles)) + 0.5) * grid.shape[0] / len(profiles)
+        axis.set_yticks(places, [f"{step:+.3g}" for step in profiles.step])
+        axis.tick_params(length=0)
+        request = read_json(folder / "request.json")
+        program, other = request["edits"][2:4]
+        what = f"dose of {program}, sd" if program else f"share of {other}"
+        axis.set_ylabel(what)
+        axis.set_title(f"{folder.name}: {profiles.patient.iloc[0]}")
+        numbers.append(profiles.assign(run=folder.name, what=what))
+        wholes.append(f"{folder.name} {_sources(folder).get('rna-gan', 0)}, seed {request['seed']}")
+    caption = (
+        "One profile, changed step by step from row to row; a column keeps its noise, so that only"
+        " the expression differs. The CSV says how far each step lies from the training"
+        f" population. Tiles made: {'; '.join(wholes)}."
+    )
+    return Drawn("One profile, changed", caption, figure, pd.concat(numbers, ignore_index=True))
 
 
 def _generated(paths: list[Path], titles: list[str], title: str, caption: str) -> Drawn:
@@ -151,7 +193,17 @@ def _generated(paths: list[Path], titles: list[str], title: str, caption: str) -
         if found
     )
     caption += f" Tiles made: {sizes}." if sizes else ""
+    caption += _seed_text(set().union(*(_seeds(path.parent / "request.json") for path in paths)))
     return Drawn(title, caption, figure, numbers)
+
+
+def _series(results: Path) -> dict[Path, pd.DataFrame]:
+    """Return the profiles of every run of generate_tissue_images.py that is a series of steps."""
+    tables = {
+        path.parent: read_table(path, ("patient",))
+        for path in sorted(results.glob("generated*/**/profiles.csv"))
+    }
+    return {folder: table for folder, table in tables.items() if "step" in table}
 
 
 def _sources(folder: Path) -> dict[str, int]:

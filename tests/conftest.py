@@ -22,6 +22,12 @@ def write_config(path, **keys):
 def cohort(tmp_path, monkeypatch):
     """Return a folder, made the current one, with two tissues of ten donors and configs."""
     monkeypatch.chdir(tmp_path)
+    make_cohort(tmp_path)
+    return tmp_path
+
+
+def make_cohort(tmp_path):
+    """Write two tissues of ten donors and configs into a folder."""
     draw = np.random.default_rng(1)
     genes = [f"ENSG{number:011d}.1" for number in range(GENES)]
     for tissue, block in (("lung", "0625"), ("brain", "3025")):
@@ -50,4 +56,3 @@ def cohort(tmp_path, monkeypatch):
             latent_dim=6, noise_dim=3, tiles_per_step=4, grid_columns=2,
             vae_checkpoint="vae/model_dict_best.pt", **shared,
         )  # fmt: skip
-    return tmp_path

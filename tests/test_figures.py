@@ -108,6 +108,60 @@ def write_evidence(folder: Path, draw: np.random.Generator) -> None:
     points.to_csv(folder / "evidence_samples_profiles.csv", index=False)
 
 
+def write_arms(folder: Path) -> None:
+    """Write the arms `real` and `generated` of a run of wsi_model.py."""
+    for arm, accuracy in (("real", 0.9), ("generated", 0.7)):
+        score = {"mean": accuracy, "sd": 0.05, "interval": [accuracy - 0.1, accuracy + 0.08]}
+        write_json(
+            folder / arm / "summary.json",
+            {
+                "test_list": "held-out folds", "network": "small", "weights": None,
+                "freeze": False, "image_px": 64, "folds": 5, "num_epochs": 6, "seed": 99,
+                "images": 40, "generated_images": 50, "grouped_by": "patient", "elapsed_s": 1.0,
+                "scores": {"accuracy": score}, "classes": ["brain", "lung"],
+                "confusion": [[18, 2], [3, 17]],
+            },
+        )  # fmt: skip
+    write_csv(
+        folder / "arms.csv", arm=["real", "generated"], score="accuracy", mean=[0.9, 0.7],
+        minus_real=[None, -0.2], minus_real_low=[None, -0.31], minus_real_high=[None, -0.09],
+    )  # fmt: skip
+
+
+def write_generation(folder: Path, draw: np.random.Generator) -> None:
+    """Write a series of steps, and features of patients of two tissues that lie far apart."""
+    write_picture(folder / "dose" / "grid.png", tile_grid(3, seed=3))
+    write_csv(folder / "dose" / "profiles.csv", patient="SIM-1", tissue="lung", step=[-2, 0, 2])
+    write_csv(folder / "dose" / "tiles_rna-gan.csv", wsi_file_names=list("abcdefghi"))
+    edits = [[], "programs.csv", "nuclear_density", None]
+    write_json(folder / "dose" / "request.json", {"edits": edits, "seed": 77})
+    sources = np.repeat(["real", "rna-gan", "gan"], 12)
+    tissues = np.tile(["lung", "brain"], 18)
+    features = draw.normal(size=(36, 8)) + 50 * (tissues == "lung")[:, None]
+    features[1] += 60  # a real brain patient beside the lungs
+    np.savez(
+        folder / "dose" / "patient_features.npz",
+        patients=np.array([f"SIM-{k % 12}" for k in range(36)]),
+        sources=sources, tissues=tissues, tiles=np.full(36, 5), features=features.astype("f4"),
+        network=np.array(["inception", "7ff4a85c3a6378f0"]),
+    )  # fmt: skip
+
+
+def copying_result() -> dict:
+    """Return the part of a result of fid.py --copying that is drawn."""
+    return fid_result([("real", "lung"), ("RNA-GAN", "lung")], 190.0, 55.0) | {
+        "copying": {
+            "closer_to_training": 0.25,
+            "interval": [0.1, 0.45],
+            "tiles": 32,
+            "generated_to_training": [17.0, 18.0, 19.0],
+            "held_out_to_training": [11.0, 12.0, 13.0],
+            "closest": [{"generated": 10, "training": "SIM-0/0_0.png", "distance": 16.8}],
+            "sheet": "rna-gan_lung.copies.png",
+        }
+    }
+
+
 def write_results(folder: Path) -> None:
     """Write a small result of every kind, in the formats of the scripts."""
     draw = np.random.default_rng(0)
@@ -155,9 +209,14 @@ def write_results(folder: Path) -> None:
             gradient_penalty=[0.1, 0.2, 0.1],
             images_per_s=50.0,
             elapsed_s=[5.0, 10.0, 15.0],
-            **({"fid": [300.0, np.nan, 200.0]} if run == "rna-gan_lung" else {}),
+            **(
+                {"fid": [300.0, np.nan, 200.0], "kid": [0.4, np.nan, 0.2]}
+                if run == "rna-gan_lung"
+                else {}
+            ),
         )
-        write_json(folder / "checkpoints" / f"{run}.run.json", {"seed": 41})
+        record = {"seed": 41, "config": {"metrics_tiles": 48}}
+        write_json(folder / "checkpoints" / f"{run}.run.json", record)
         for epoch in epochs:
             write_picture(folder / "images" / run / f"epoch_{epoch:04d}.png", tile_grid(4))
     for run, sources in {"lung_SIM-1": ("real", "rna-gan", "gan"), "external": ("gan",)}.items():
@@ -209,8 +268,12 @@ def write_results(folder: Path) -> None:
             "scores": {"accuracy": {"mean": 0.9, "sd": 0.05}},
         },
     )
+    write_arms(folder / "classifier" / "rna-gan")
     write_csv(folder / "cohort" / "truth.csv", donor=["SIM-1"])
     write_json(folder / "quiz" / "study.json", study_result())
+    write_generation(folder / "generated", draw)
+    write_json(folder / "copying" / "rna-gan_lung.json", copying_result())
+    write_picture(folder / "copying" / "rna-gan_lung.copies.png", tile_grid(4))
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +326,13 @@ def test_the_page_states_n_seeds_network_and_that_the_cohort_is_simulated(report
         "Seed: 41",
         "24 answers of 2 readers",
         "AUC 0.75 of telling real from generated tiles",
+        "-0.200 (-0.310, -0.090)",
+        "rna-gan: generated 0.700 ± 0.050",
+        "up to 48 tiles a side",
+        "0.25 (0.10 to 0.45)",
+        "dose 9, seed 77",
+        "60 real, 60 RNA-GAN, 60 GAN tiles, 5 a patient",
+        "nearest real patient is of their tissue: real 92%, RNA-GAN 100%",
     ):
         assert text in page, text
     assert "Not there yet" not in page
@@ -282,6 +352,21 @@ def test_numbers_are_those_of_the_results(report):
     assert dose.change_sd.dropna().round(6).tolist() == [-0.7, 0.0, 0.8, -0.1, 0.0]
     sources = pd.read_csv(folder / "figures" / "generated_sources.csv")
     assert sources.run.tolist() == ["lung_SIM-1"]  # the external run has one source only
+    quality = pd.read_csv(folder / "figures" / "gan_quality.csv")
+    assert quality[["epoch", "fid", "kid"]].to_numpy().tolist() == [[1, 300, 0.4], [3, 200, 0.2]]
+    series = pd.read_csv(folder / "figures" / "generated_series.csv")
+    assert series.step.tolist() == [-2, 0, 2]
+    assert pd.read_csv(folder / "figures" / "nearest_training.csv").distance.tolist() == [16.8]
+    feature_map = pd.read_csv(folder / "figures" / "feature_map.csv")
+    side = (
+        feature_map.umap1 > feature_map.umap1.mean(),
+        feature_map.umap2 > feature_map.umap2.mean(),
+    )
+    lung = (feature_map.tissue == "lung").to_numpy(copy=True)
+    lung[1] = True  # the stray
+    assert max(abs(np.corrcoef(one, lung)[0, 1]) for one in side) > 0.99
+    scores = pd.read_csv(folder / "figures" / "classifier.csv").set_index("classifier")
+    assert scores.loc["rna-gan: real"][["mean", "low", "high"]].tolist() == [0.9, 0.8, 0.98]
 
 
 def test_a_missing_result_is_named_on_the_page_and_is_no_error(tmp_path):
@@ -331,6 +416,8 @@ def test_an_empty_or_missing_folder_is_refused_and_nothing_is_written(tmp_path):
         ("gan_history", "checkpoints/gan_lung.history.csv", "epoch\n1\n", "no column step"),
         ("betavae_history", "checkpoints/betavae/history.csv", "", "cannot be read as a table"),
         ("gan_epochs", "images/gan_lung/epoch_0001.png", "x", "cannot be read as an image"),
+        ("feature_map", "generated/dose/patient_features.npz", "x", "not features of"),
+        ("classifier", "classifier/real/summary.json", "{}", "no key 'scores'"),
     ],
 )
 def test_a_spoilt_result_is_named_in_one_line(tmp_path, figure, path, content, message):

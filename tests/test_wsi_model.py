@@ -9,15 +9,22 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 import wsi_model
 from data.labelled_tiles import assign_folds, held_out_rows, read_labelled_tiles
-from metrics.classification import classification_scores, confusion_counts
+from metrics.classification import (
+    classification_scores,
+    confusion_counts,
+    score_intervals,
+    score_resamples,
+)
 from models.classifier import TileClassifier, flip_images
 from runtime.errors import UserError
 from runtime.files import read_json
 
 PX = 32
+ARMS = ("real", "generated", "both", "pretrain")
 
 
 def write_tiles(
@@ -55,7 +62,8 @@ def run(folder: Path, table: pd.DataFrame, output: Path, *options: str) -> dict:
     arguments = ["--patch_data_path", str(folder), "--csv_path", str(path), "--network", "small"]
     arguments += ["--image_px", str(PX), "--output", str(output), "--device", "cpu"]
     wsi_model.main([*arguments, "--num_epochs", "15", *options])
-    return read_json(output / "summary.json")
+    summary = output / "summary.json"
+    return read_json(summary) if summary.is_file() else {}
 
 
 def test_two_easy_classes_are_learnt(tiles, tmp_path, capsys):
@@ -96,7 +104,8 @@ def test_the_same_command_again_reads_the_stored_result(tiles, tmp_path, capsys,
     folder, table = tiles
     run(folder, table, tmp_path / "again", "--num_epochs", "1")
     first = capsys.readouterr().out
-    monkeypatch.setattr(wsi_model, "train", lambda *_: pytest.fail("trained a second time"))
+    again = lambda *_: pytest.fail("trained a second time")  # noqa: E731
+    monkeypatch.setattr(wsi_model, "train_classifier", again)
     run(folder, table, tmp_path / "again", "--num_epochs", "1")
     assert capsys.readouterr().out == first
     with pytest.raises(UserError, match="another command"):
@@ -106,15 +115,15 @@ def test_the_same_command_again_reads_the_stored_result(tiles, tmp_path, capsys,
 def test_finished_folds_are_kept_when_interrupted(tiles, tmp_path, monkeypatch):
     folder, table = tiles
     run(folder, table, tmp_path / "whole", "--num_epochs", "1")
-    train, trained = wsi_model.train, []
+    train, trained = wsi_model.train_classifier, []
 
     def counting(*arguments):
         if len(trained) == 3:
             raise KeyboardInterrupt
-        trained.append(arguments[5])
+        trained.append(arguments[5][2])
         train(*arguments)
 
-    monkeypatch.setattr(wsi_model, "train", counting)
+    monkeypatch.setattr(wsi_model, "train_classifier", counting)
     with pytest.raises(KeyboardInterrupt):
         run(folder, table, tmp_path / "stopped", "--num_epochs", "1")
     assert not (tmp_path / "stopped" / "summary.json").exists()
@@ -305,3 +314,141 @@ def test_scores_match_hand_counted_values():
     assert np.isnan(classification_scores(targets[:3], probabilities[:3])["auc_ovr"])
     counts = confusion_counts(targets, probabilities.argmax(axis=1), 2)
     assert counts.tolist() == [[2, 1], [0, 1]]
+
+
+def test_scores_are_scikit_learns():
+    draw = np.random.default_rng(4)
+    targets = draw.integers(0, 3, 60)
+    probabilities = draw.dirichlet(np.ones(3), 60).round(2)  # with ties
+    predicted = probabilities.argmax(axis=1)
+    scores = classification_scores(targets, probabilities)
+    one_hot = np.eye(3)[targets]
+    assert scores["accuracy"] == pytest.approx(accuracy_score(targets, predicted))
+    assert scores["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, predicted))
+    assert scores["f1_macro"] == pytest.approx(f1_score(targets, predicted, average="macro"))
+    assert scores["auc_ovr"] == pytest.approx(roc_auc_score(one_hot, probabilities))
+
+
+def test_intervals_are_those_of_a_proportion_and_widen_when_images_of_a_patient_agree():
+    draw = np.random.default_rng(1)
+    targets = np.repeat([0, 1], 200)
+    right = draw.random(400) < 0.8
+    called = np.where(right, targets, 1 - targets)
+    probabilities = np.eye(2)[called]
+    folds = np.ones(400, int)
+
+    def interval(units) -> np.ndarray:
+        found = score_resamples(targets, probabilities, units, folds, np.random.default_rng(0))
+        return np.array(score_intervals(found)["accuracy"])
+
+    share = right.mean()
+    expected = share + 1.96 * np.sqrt(share * (1 - share) / 400) * np.array([-1, 1])
+    assert interval(np.arange(400)) == pytest.approx(expected, abs=0.01)
+    clustered = np.ptp(interval(right + 2 * (np.arange(400) // 40)))  # a patient is right or wrong
+    assert clustered > 2 * np.ptp(expected)
+
+
+def test_intervals_of_the_mean_over_folds_hold_it_although_folds_differ_in_calibration():
+    draw = np.random.default_rng(1)
+    targets, folds = np.tile([0, 1], 60), np.repeat([1, 2], 60)
+    raw = 0.3 * targets + 0.2 * draw.random(120) + 0.45 * (folds == 2)
+    probabilities = np.stack([1 - raw, raw], axis=1)
+    found = score_resamples(targets, probabilities, np.arange(120), folds, draw, 200)
+    assert score_intervals(found)["auc_ovr"] == [1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def arms(tiles, tmp_path_factory) -> tuple[Path, dict]:
+    """Return the output folder of all four arms; the generated tiles are of another palette."""
+    folder, table = tiles
+    root = tmp_path_factory.mktemp("arms")
+    generated = root / "generated"
+    generated.mkdir()
+    for name in table.wsi_file_names:
+        with Image.open(folder / name) as image:
+            Image.fromarray((np.asarray(image) * 0.9).astype(np.uint8)).save(generated / name)
+    made = table.assign(wsi_file_names=[str(generated / name) for name in table.wsi_file_names])
+    made.to_csv(root / "generated.csv", index=False)
+    options = ["--generated_csv", str(root / "generated.csv"), "--num_epochs", "8"]
+    table.to_csv(root / "real.csv", index=False)
+    arguments = ["--patch_data_path", str(folder), "--csv_path", str(root / "real.csv")]
+    arguments += ["--network", "small", "--image_px", str(PX), "--device", "cpu"]
+    wsi_model.main([*arguments, "--output", str(root / "out"), *options])
+    return root / "out", {arm: read_json(root / "out" / arm / "summary.json") for arm in ARMS}
+
+
+def test_all_arms_are_tested_on_the_same_real_images(arms):
+    output, summaries = arms
+    tested = [
+        pd.read_csv(output / arm / "predictions.csv")[["fold", "image", "label"]] for arm in ARMS
+    ]
+    assert all(one.equals(tested[0]) for one in tested)
+    assert not any("generated" in name for name in tested[0].image)
+    for arm, summary in summaries.items():
+        assert summary["trained_on"] == arm
+        score = summary["scores"]["accuracy"]
+        assert score["interval"][0] <= score["mean"] <= score["interval"][1]
+        assert np.array(summary["confusion"]).sum() == len(tested[0])
+    sizes = {arm: pd.read_csv(output / arm / "folds.csv").n_train.tolist() for arm in ARMS}
+    assert sizes["real"] == sizes["generated"] == [64] * 5  # of the donors that are not tested
+    assert sizes["both"] == sizes["pretrain"] == [128] * 5
+
+
+def test_the_table_of_arms_holds_paired_differences_from_real(arms):
+    output, summaries = arms
+    table = pd.read_csv(output / "arms.csv").set_index(["arm", "score"])
+    assert set(table.index.get_level_values(0)) == set(ARMS)
+    for arm in ("generated", "both", "pretrain"):
+        row = table.loc[(arm, "accuracy")]
+        assert row["mean"] == pytest.approx(summaries[arm]["scores"]["accuracy"]["mean"])
+        real = table.loc[("real", "accuracy")]["mean"]
+        assert row.minus_real == pytest.approx(row["mean"] - real, abs=1e-6)
+        assert row.minus_real_low <= row.minus_real + 1e-9 <= row.minus_real_high + 2e-9
+    assert np.isnan(table.loc[("real", "accuracy")].minus_real)
+
+
+def test_arms_start_from_the_same_weights_and_pretraining_goes_on_from_them(
+    tiles, tmp_path, monkeypatch
+):
+    folder, table = tiles
+    seen = []
+
+    def noting(network, inputs, targets, rows, recipe, position, after_epoch):
+        seen.append((position, rows.tolist(), network.head.weight.detach().clone()))
+        with torch.no_grad():
+            network.head.weight.add_(1)
+
+    monkeypatch.setattr(wsi_model, "train_classifier", noting)
+    other = table.assign(wsi_file_names=[f"./{name}" for name in table.wsi_file_names])
+    other.to_csv(tmp_path / "generated.csv", index=False)
+    options = ["--generated_csv", str(tmp_path / "generated.csv"), "--folds", "2"]
+    run_arms = ["--train", "real", "pretrain", "--output", str(tmp_path / "x")]
+    run(folder, table, tmp_path / "x", *options, *run_arms)
+    real, pretrain = seen[0], seen[2:4]
+    assert torch.equal(real[2], pretrain[0][2])
+    assert torch.equal(pretrain[1][2], pretrain[0][2] + 1)
+    assert real[1] == pretrain[1][1]  # fine-tuned on the same real images
+    assert min(pretrain[0][1]) >= len(table)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train", "both"], "--train both: needs --generated_csv"),
+        (["--generated_csv", "nowhere.csv"], "nowhere.csv: tile list not found"),
+    ],
+)
+def test_arms_without_generated_images_are_refused(tiles, tmp_path, options, message):
+    folder, table = tiles
+    with pytest.raises(UserError, match=message):
+        run(folder, table, tmp_path / "bad", *options)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_dry_run_of_the_classifier_writes_nothing(tiles, tmp_path, capsys):
+    folder, table = tiles
+    run(folder, table, tmp_path / "dry", "--dry_run")
+    printed = capsys.readouterr().out
+    assert "images: 80" in printed
+    assert "nothing written" in printed
+    assert not (tmp_path / "dry").exists()

@@ -1,0 +1,49 @@
+"""runtime/dry_run.py: what is refused before days of compute, and how amounts are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime import dry_run
+from runtime.dry_run import dry_run_lines, seconds_per_unit, size_text, time_text
+from runtime.errors import UserError
+
+
+def test_lines_name_facts_time_memory_and_disk_and_nothing_is_made(tmp_path):
+    output = tmp_path / "a" / "b"
+    lines = dry_run_lines(output, {"tiles": 600}, 7200, 117_600_000, 2_000_000_000)
+    assert lines[:2] == ["tiles: 600", "time: 2 h"]
+    assert lines[2].startswith("memory: 2 GB of ")
+    assert lines[3].startswith("disk: 118 MB of ")
+    assert not output.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("disk", "memory", "message"),
+    [
+        (10**18, 0, "1e.09 GB needed, .* free on disk"),
+        (0, 10**18, "of memory needed, this machine"),
+    ],
+)
+def test_too_little_disk_or_memory_is_refused(tmp_path, disk, memory, message):
+    with pytest.raises(UserError, match=message):
+        dry_run_lines(tmp_path, {}, 1, disk, memory)
+
+
+def test_a_unit_is_timed_after_one_warm_up(monkeypatch):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: clock[0])
+
+    def work() -> int:
+        calls.append(len(calls))
+        clock[0] += 30 if len(calls) == 1 else 2
+        return 4
+
+    assert seconds_per_unit(work) == 0.5
+    assert len(calls) == 2
+
+
+def test_amounts_are_told_as_people_say_them():
+    assert [size_text(n) for n in (12, 196_000, 4.2e9)] == ["12 B", "196 kB", "4.2 GB"]
+    texts = [time_text(n) for n in (42, 150, 9000, 354_240)]
+    assert texts == ["42 s", "2.5 min", "2.5 h", "4.1 days"]
