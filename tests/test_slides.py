@@ -3,12 +3,13 @@ import pytest
 from PIL import Image
 from tiny_slides import BACKGROUND, NUCLEUS, STROMA, tissue_picture, write_slide
 
-from data.slides import Slide, SlideError, slide_mpp
+from data.artefacts import ink_mask
+from data.slide_files import SlideError
+from data.slides import Slide, slide_mpp
 from data.tissue import (
     SlideMask,
     candidate_tiles,
     close_mask,
-    ink_mask,
     is_low_contrast,
     kept_tiles,
     otsu_threshold,
@@ -227,7 +228,7 @@ def test_anchor_decides_which_point_must_be_tissue(slide_path):
         corner = candidate_tiles(slide, grid, mask, "corner")
         assert corner.tiles.tolist() == [[2, 2]]
         assert corner.tissue_fraction.tolist() == [1.0]
-        shifted = SlideMask(np.roll(tissue, 1, (0, 1)), mask.ink)
+        shifted = SlideMask(np.roll(tissue, 1, (0, 1)), mask.artefacts)
         assert candidate_tiles(slide, grid, shifted, "corner").tiles.tolist() == [[3, 3]]
         centre = candidate_tiles(slide, grid, shifted, "centre")
         assert centre.tiles.tolist() == [[2, 2]]
