@@ -115,16 +115,28 @@ def open_slide(path: Path) -> tuple[openslide.AbstractSlide, str]:
 def _slides_below(path: Path, recursive: bool) -> Iterator[Path]:
     """Yield the slides in a folder, DICOM files directly in it left out."""
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    suffixes = SLIDE_SUFFIXES
-    if not any(entry.suffix.lower() in (".vms", ".vmu") for entry in entries):
-        suffixes += PLAIN_SUFFIXES  # beside those formats JPEG files are parts of the slide
+    parts = _parts_of_hamamatsu(entries)
     for entry in entries:
         if entry.is_dir():
             yield from _dicom_series(entry)
             if recursive:
                 yield from _slides_below(entry, recursive)
-        elif (entry.suffix.lower() in suffixes or _is_slide(entry)) and not _is_dicom(entry):
+        elif entry.suffix.lower() in PLAIN_SUFFIXES:
+            if entry.name not in parts:
+                yield entry
+        elif (entry.suffix.lower() in SLIDE_SUFFIXES or _is_slide(entry)) and not _is_dicom(entry):
             yield entry
+
+
+def _parts_of_hamamatsu(entries: list[Path]) -> set[str]:
+    """Return the names of image files that `.vms` and `.vmu` files give as theirs."""
+    parts = set()
+    for entry in entries:
+        if entry.suffix.lower() in (".vms", ".vmu") and entry.is_file():
+            with contextlib.suppress(OSError):
+                lines = entry.read_text(encoding="latin-1").splitlines()
+                parts |= {line.partition("=")[2].strip() for line in lines}
+    return parts
 
 
 def _dicom_series(folder: Path) -> list[Path]:
@@ -195,7 +207,12 @@ def _open_plain(path: Path) -> tuple[openslide.ImageSlide, str]:
             f"{path}: a plain image of more than {LARGEST_PLAIN_PX // 10**6} million pixels; make"
             " it a tiled TIFF (vips tiffsave IN OUT.tif --tile --pyramid)"
         ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
+        raise SlideError(
+            f"{path}: not a slide that OpenSlide can read ({path.stat().st_size} bytes of no known"
+            " format)"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise SlideError(f"{path}: not a slide that OpenSlide can read ({error})") from error
 
 

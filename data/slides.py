@@ -21,6 +21,8 @@ MPP_TIMES_POWER = 10.0
 PLAUSIBLE_MPP = (0.05, 20.0)
 UM_PER_UNIT = {"inch": 25400.0, "centimeter": 10000.0}
 STRIP_PX = 4096
+# 25 cm at 8 um/px, square; a damaged header may claim any size.
+LARGEST_OVERVIEW_PX = 1_000_000_000
 
 
 class TileGrid(NamedTuple):
@@ -157,11 +159,20 @@ class Slide:
         )
 
     def overview(self, mpp: float) -> np.ndarray:
-        """Return the whole slide as uint8 RGB at `mpp` or somewhat finer (whole factors only)."""
+        """Return the whole slide as uint8 RGB at `mpp` or somewhat finer (whole factors only).
+
+        Raises:
+            SlideError: damaged, or of an impossible size.
+        """
         level = self.level_for(max(mpp, self.mpp))
         width, height = self._slide.level_dimensions[level]
         factor = max(1, int(mpp / self.level_mpps[level] + SCALE_TOLERANCE))
         factor = min(factor, width, height)
+        if width * height > LARGEST_OVERVIEW_PX * factor**2:
+            raise SlideError(
+                f"{self.name}: {self.size[0]} x {self.size[1]} px are too many for a slide of"
+                f" {self.mpp:.4g} um/px"
+            )
         rows = max(1, STRIP_PX // factor // 4) * factor
         strips = []
         for top in range(0, height // factor * factor, rows):
