@@ -9,7 +9,7 @@ from typing import Any
 
 import contourpy
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from data.pixels import IMAGE_SUFFIXES, read_image
 from data.slide_files import SlideError
@@ -103,19 +103,42 @@ def _polygons(mask: np.ndarray, slide_size: tuple[int, int]) -> Iterator[list[li
 
 
 def _draw_polygons(path: Path, slide_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    canvas = Image.new("1", shape[::-1])
-    draw = ImageDraw.Draw(canvas)
+    mask = np.zeros(shape, bool)
     step = np.array(shape[::-1]) / slide_size
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         for rings in _rings(content):
-            for number, ring in enumerate(rings):
-                # Pixel n spans n to n + 1, and Pillow draws from centre to centre.
-                points = np.asarray(ring, np.float64)[:, :2] * step - 0.5
-                draw.polygon([tuple(point) for point in points], fill=int(number == 0))
+            _fill(mask, [np.asarray(ring, np.float64)[:, :2] * step for ring in rings])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise SlideError(f"{path}: not GeoJSON with polygons ({error})") from error
-    return np.asarray(canvas)
+    return mask
+
+
+def _fill(mask: np.ndarray, rings: list[np.ndarray]) -> None:
+    """Set the pixels whose centres lie inside a polygon, by the even-odd rule over all its rings.
+
+    Args:
+        rings: (N, 2) x and y of the corners, in pixels from the mask's upper left corner.
+    """
+    height, width = mask.shape
+    start = np.concatenate([ring[:-1] for ring in rings])
+    end = np.concatenate([ring[1:] for ring in rings])
+    # The rows whose centre line an edge crosses; a horizontal edge crosses none.
+    low, high = np.sort(np.stack([start[:, 1], end[:, 1]]), axis=0)
+    first = np.clip(np.ceil(low - 0.5), 0, height).astype(int)
+    last = np.clip(np.ceil(high - 0.5), 0, height).astype(int)
+    if not (count := last - first).any():
+        return
+    edge = np.repeat(np.arange(len(count)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    (x, y), (to_x, to_y) = start[edge].T, end[edge].T
+    crossing = x + (row + 0.5 - y) / (to_y - y) * (to_x - x)
+    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)
+    top, left = row.min(), column.min()
+    box = (slice(top, row.max() + 1), slice(left, column.max()))
+    changes = np.zeros((row.max() + 1 - top, column.max() + 1 - left), np.int32)
+    np.add.at(changes, (row - top, column - left), 1)
+    mask[box] |= (changes.cumsum(axis=1) % 2 == 1)[:, :-1]
 
 
 def _rings(content: Any) -> Iterator[list]:
