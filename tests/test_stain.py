@@ -79,7 +79,7 @@ def test_too_little_stain_or_a_single_one_is_an_error(colour):
 
 def test_reference_is_read_from_json_and_from_an_image(tmp_path):
     default = read_reference()
-    assert "CC0" in default.source
+    assert "TCGA" in default.source
     assert np.allclose(np.linalg.norm(default.macenko_stains, axis=1), 1, atol=1e-3)
     path = tmp_path / "own.json"
     path.write_text(json.dumps(default.model_dump()))
