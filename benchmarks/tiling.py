@@ -6,7 +6,7 @@ speed   simulated slides of 20,000 x 20,000 px at 0.5 um/px: seconds of the whol
         those of each procedure of benchmarks/tiling_peers.py (serial, as published), alternating;
         and the rate in the workers against a bare loop of reads and PNG encoding on as many cores.
 reads   random reads of tiles from 500 stores in two processes; memory with 50 and with 500 stores.
-kill    kill -9 of all processes at random moments: stores after the rerun against an undisturbed run.
+kill    kill -9 of all processes at random moments: stores after the rerun and of a run undisturbed.
 scale   nuclear diameter on tiles of a real 40x slide and of the same slide at 20x.
 
     python3 -m benchmarks.tiling --work /tmp/tiling                     # about ten minutes
@@ -78,7 +78,7 @@ def tile(slides: Path, patches: Path, *more: str) -> float:
 
 
 def draw_large(path: Path, number: int) -> None:
-    """Write a slide of 20,000 x 20,000 px: tissue repeated, shifted, inside an irregular outline."""
+    """Write a slide of 20,000 x 20,000 px: tissue, repeated and shifted, in a wavy outline."""
     rng = np.random.default_rng(number)
     kind = ("brain", "lung")[number % 2]
     factors = TissueFactors(2500.0, 7.0, 1.0, 0.1 if kind == "brain" else 0.5)
@@ -201,15 +201,15 @@ def make_stores(work: Path, form: str) -> list[Path]:
 
 
 def read_ours(paths: list[Path], numbers: np.ndarray) -> int:
-    """Read tiles at random places as a training does; return the peak memory in bytes."""
+    """Read tiles at random places as a training does; return the memory in bytes."""
     dataset = TileDataset(paths)
     for number in numbers:
         dataset[int(number) % len(dataset)]
-    return peak_bytes()
+    return resident_bytes()
 
 
 def read_with_zipfile(paths: list[Path], numbers: np.ndarray) -> int:
-    """Read the same tiles with a ZipFile per store, kept open; return the peak memory in bytes."""
+    """Read the same tiles with a ZipFile per store, kept open; return the memory in bytes."""
     archives = [zipfile.ZipFile(path) for path in paths]
     names = [
         (archive, name)
@@ -220,16 +220,16 @@ def read_with_zipfile(paths: list[Path], numbers: np.ndarray) -> int:
     for number in numbers:
         archive, name = names[int(number) % len(names)]
         np.asarray(Image.open(BytesIO(archive.read(name))).convert("RGB"))
-    return peak_bytes()
+    return resident_bytes()
 
 
-def peak_bytes() -> int:
-    """Return the most memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident_bytes() -> int:
+    """Return the memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def in_processes(work: Callable[..., int], paths: list[Path], count: int) -> tuple[float, int]:
-    """Return tiles per second of all processes together, and the largest peak memory."""
+    """Return tiles per second of all processes together, and the most memory of one."""
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, STORES * STORED_TILES, count // CORES) for _ in range(CORES)]
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
@@ -251,7 +251,7 @@ def reads(work: Path, options: argparse.Namespace) -> None:
         growth = (many - few) / 2**20
         report(
             f"MiB that {STORES} {form} stores need beyond {STORES // 10}", growth, None, "< 10",
-            peak_MiB=round(many / 2**20),
+            resident_MiB=round(many / 2**20),
         )  # fmt: skip
 
 
@@ -260,8 +260,8 @@ def kill(work: Path, options: argparse.Namespace) -> None:
     slides = work / "small"
     if not slides.is_dir():
         subprocess.run(
-            [sys.executable, "simulate_cohort.py", "--output", str(work / "cohort"), "--donors", "6",
-             "--profiles", "8", "--genes", "200", "--slide_px", "2048"],
+            [sys.executable, "simulate_cohort.py", "--output", str(work / "cohort"), "--donors",
+             "6", "--profiles", "8", "--genes", "200", "--slide_px", "2048"],
             cwd=ROOT, check=True, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         shutil.copytree(work / "cohort/slides/brain", slides)

@@ -1,10 +1,10 @@
 """Other tiling procedures, written from their published steps as plain serial programs.
 
-Each reads a folder of slides at 0.5 um/px (no resampling) and writes PNG tiles of 256 px, at most so
-many a slide, one file each, with Pillow's defaults:
+Each reads a folder of slides at 0.5 um/px (no resampling) and writes PNG tiles of 256 px, at most
+so many a slide, one file each, with Pillow's defaults:
 
-published   RNA-GAN (Cell Reports Methods 2023, 3:100534): tissue mask of the lowest level, corners in
-            it shuffled, each tile's own mask by scikit-image and its contrast judged.
+published   RNA-GAN (Cell Reports Methods 2023, 3:100534): tissue mask of the lowest level, corners
+            in it shuffled, each tile's own mask by scikit-image and its contrast judged.
 clam        CLAM (Lu et al. 2021, Nat Biomed Eng 5:555, Methods): saturation of a low level, median
             blur, fixed threshold, closing, regions by area; patches in the regions in raster order,
             white and black ones dropped.
@@ -40,7 +40,7 @@ Tiles = Iterator[tuple[int, int, Image.Image]]
 
 
 def published_mask(pixels: np.ndarray) -> np.ndarray:
-    """Return saturation above Otsu, not bright in all channels, no channel at 50 or below, closed."""
+    """Return the closed mask: saturation above Otsu, not bright in all channels, none below 51."""
     saturation = rgb2hsv(pixels)[..., 1]
     bright = [pixels[..., c] > threshold_otsu(pixels[..., c]) for c in range(3)]
     mask = (saturation > threshold_otsu(saturation)) & ~np.logical_and.reduce(bright)

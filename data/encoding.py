@@ -1,4 +1,4 @@
-"""Tiles as the bytes of PNG and JPEG files, equal pixels giving equal bytes."""
+"""Tiles as the bytes of PNG and JPEG files, equal pixels giving equal bytes, and back."""
 
 from __future__ import annotations
 
@@ -48,6 +48,16 @@ def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
         buffer, format="JPEG", quality=quality, subsampling=FULL_CHROMA
     )
     return buffer.getvalue()
+
+
+def decode_image(content: bytes) -> np.ndarray:
+    """Return an image file's content as uint8 RGB pixels (H, W, 3), which may not be written to.
+
+    Raises:
+        OSError, ValueError, SyntaxError: damaged, or no image.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.encoding import SUFFIXES, encode_jpeg, encode_png
+from data.encoding import SUFFIXES, decode_image, encode_jpeg, encode_png
 from data.pixels import IMAGE_SUFFIXES, resize_pixels
 from runtime.errors import UserError
 from runtime.files import atomic_path
@@ -225,9 +224,8 @@ class TileStore:
             UserError: the tile is damaged.
         """
         try:
-            with Image.open(io.BytesIO(self._bytes(number))) as image:
-                return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, zlib.error) as error:
+            return decode_image(self._bytes(number))
+        except (OSError, SyntaxError, ValueError, zlib.error) as error:
             raise self._damage(number, error) from error
 
     def encoded(self, number: int) -> bytes:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.encoding import encode_jpeg, encode_png
+from data.encoding import decode_image, encode_jpeg, encode_png
 
 
 @settings(max_examples=40, deadline=None)
@@ -39,3 +39,12 @@ def test_jpeg_keeps_colours_and_is_the_same_each_time(quality):
     assert content == encode_jpeg(pixels, quality)
     with Image.open(io.BytesIO(content)) as image:
         assert np.abs(np.asarray(image).astype(int) - pixels).max() < 12
+
+
+@pytest.mark.parametrize("kept", [2, 100, 0.5])
+def test_damaged_jpeg_is_an_error(kept):
+    content = encode_jpeg(
+        np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), 90
+    )
+    with pytest.raises((OSError, ValueError, SyntaxError)):
+        decode_image(content[: int(len(content) * kept) if kept < 1 else kept])
