@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny_slides import tissue_picture, write_slide
+from tiny_slides import tissue_picture, write_dicom, write_slide
 
 import betaVAE_training
 from data.stain import fit_reference, read_reference
@@ -388,7 +388,30 @@ def pid_is_worker(pid):
     return b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_dicom_series_and_nested_folders_are_found_and_two_of_one_name_refused(slides, tmp_path):
+def test_folder_of_dicom_files_is_a_slide_like_any_other(tmp_path):
+    picture = tissue_picture(side_um=192)
+    write_dicom(tmp_path / "slides" / "case1", picture)
+    write_slide(tmp_path / "slides" / "case2.svs", picture)
+    (tmp_path / "slides" / "notes").mkdir()
+    assert main(command(tmp_path / "slides", tmp_path / "t")) == 0
+    assert table(tmp_path / "t").mpp.to_dict() == {"case1": 0.25, "case2.svs": 0.25}
+    one, other = (store_of(tmp_path / "t", name) for name in ("case1", "case2"))
+    assert set(one.names) == set(other.names)
+    name = one.names[3]
+    assert (one.read(3) == other.read(other.names.index(name))).all()
+    alone = tmp_path / "slides" / "case1"
+    assert main(command(alone, tmp_path / "alone")) == 0
+    assert list(table(tmp_path / "alone").index) == ["case1"]
+
+
+def test_dicom_files_of_two_series_in_one_folder_are_two_slides(tmp_path):
+    for series, prefix in (("1.2.3.5", "a"), ("1.2.3.6", "b")):
+        write_dicom(tmp_path / "slides", tissue_picture(side_um=64), 0.25, series, prefix)
+    assert main(command(tmp_path / "slides", tmp_path / "t")) == 0
+    assert list(table(tmp_path / "t").index) == ["a0.dcm", "b0.dcm"]
+
+
+def test_nested_folders_are_looked_into_when_asked_and_two_of_one_name_refused(slides, tmp_path):
     folder = tmp_path / "downloads"
     for part in ("x1", "x2"):
         (folder / part).mkdir(parents=True)
