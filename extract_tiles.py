@@ -48,7 +48,7 @@ from data.tiles import (
     open_tile_store,
     slide_stem,
 )
-from data.tiling import TilingSettings, tile_slide, with_mask
+from data.tiling import TilingSettings, overview_path, tile_slide, with_mask
 from data.tiling_plan import PRELOAD, Cost, estimate_cost, plan_all
 from data.tiling_status import (
     STATUS_NAME,
@@ -353,14 +353,17 @@ def tile_all(
         yield row
 
 
-def draw_contact_sheet(patch_path: Path) -> None:
-    """Draw all slides of slides.csv on one picture."""
+def draw_contact_sheet(patch_path: Path, slides: list[Path]) -> None:
+    """Draw all slides on one picture, once each has its row: of shards the last one draws."""
+    rows = read_table(patch_path)
+    if {slide.name for slide in slides} - {row["slide"] for row in rows}:
+        return
     entries = [
         SlideEntry(
             row["slide"], row["status"], row["reason"] or f"{row['tiles']} tiles",
-            patch_path / "overview" / f"{row['slide']}.jpg",
+            overview_path(patch_path, row["slide"]),
         )
-        for row in read_table(patch_path)
+        for row in rows
     ]  # fmt: skip
     write_contact_sheet(patch_path / SHEET_NAME, entries)
 
@@ -435,7 +438,7 @@ def main(argv: list[str] | None = None) -> int:
         write_table(patch_path, rows)
 
     # Results
-    draw_contact_sheet(patch_path)
+    draw_contact_sheet(patch_path, every)
     found = [rows[slide.name] for slide in slides]
     count = {key: sum(row["status"] == key for row in found) for key in ("done", "empty", "failed")}
     total = sum(int(row["tiles"]) for row in found)

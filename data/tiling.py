@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -131,8 +132,9 @@ def tile_slide(path: Path, patch_path: Path, settings: TilingSettings) -> dict[s
     started = time.monotonic()
     row = {"slide": path.name, "status": "failed", "tiles": 0, "mpp": None, "reason": ""}
     store = store_path(patch_path, path.name)
-    for leftover in (store, *store.parent.glob(f".{store.stem}.*.part.zip")):
-        leftover.unlink(missing_ok=True)
+    store.unlink(missing_ok=True)
+    for output in (store, _mask_path(patch_path, path.name), overview_path(patch_path, path.name)):
+        _remove_leftovers(output)
     try:
         with Slide(path, settings.mpp_override) as slide:
             row["mpp"] = round(slide.mpp, 5)
@@ -142,6 +144,23 @@ def tile_slide(path: Path, patch_path: Path, settings: TilingSettings) -> dict[s
     except SlideError as error:
         row["reason"] = str(error)
     return row | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def overview_path(patch_path: Path, slide: str) -> Path:
+    """Return where the overview of a slide belongs."""
+    return patch_path / "overview" / f"{slide}.jpg"
+
+
+def _mask_path(patch_path: Path, slide: str) -> Path:
+    return patch_path / "masks" / f"{slide}.geojson"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have left of writing a file (`runtime.files.atomic_path`)."""
+    head, tail = f".{path.stem}.", f".part{path.suffix}"
+    for leftover in path.parent.glob(f"{glob.escape(head)}*{glob.escape(tail)}"):
+        if leftover.name.removeprefix(head).removesuffix(tail).isdigit():
+            leftover.unlink(missing_ok=True)
 
 
 def _survey(
@@ -179,14 +198,14 @@ def _write(
         "source_mpp": round(slide.mpp, 5),
         "source_mpp_key": slide.mpp_source,
     }
-    write_geojson(patch_path / "masks" / f"{slide.name}.geojson", mask.tissue, slide.size)
+    write_geojson(_mask_path(patch_path, slide.name), mask.tissue, slide.size)
 
     def draw(places: list[tuple[int, int]]) -> None:
         finer_mpp = slide.mpp * max(slide.size) / OVERVIEW_PX
         finer = finer_mpp < settings.mask_mpp
         shown = slide.overview(finer_mpp) if finer else overview
         picture = draw_overview(slide, grid, shown, mask.tissue, places)
-        with atomic_path(patch_path / "overview" / f"{slide.name}.jpg") as temporary:
+        with atomic_path(overview_path(patch_path, slide.name)) as temporary:
             picture.save(temporary, quality=85)
 
     # The store comes last: where it is, everything is.

@@ -217,6 +217,7 @@ def test_shards_make_what_one_run_makes_and_no_row_is_lost(slides, tmp_path):
     assert list(table(shared).index) == SLIDES
     assert (table(shared).status == "done").all()
     assert len(list(shared.glob("run.shard-*-of-3.json"))) == 3
+    assert (shared / "contact_sheet.jpg").is_file()
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])
