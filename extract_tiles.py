@@ -239,6 +239,9 @@ def check_settings(patch_path: Path, settings: TilingSettings, overwrite: bool) 
 
 def print_plan(rows: list[dict[str, Any]]) -> None:
     """Print the plan as a table, one line a slide."""
+    if not rows:
+        print("no slide in this shard")
+        return
     frame = pd.DataFrame(rows).drop(columns="seconds")
     with pd.option_context("display.max_colwidth", None, "display.width", None):
         print(frame.to_string(index=False))
@@ -323,13 +326,17 @@ def latents_of_slides(arguments: argparse.Namespace, patch_path: Path) -> dict[P
     return {stores[table.names[row]]: vector for row, vector in zip(rows, latents, strict=True)}
 
 
-def verify(slides: list[Path], patch_path: Path) -> list[str]:
+def verify(slides: list[Path], patch_path: Path, workers: int) -> list[str]:
     """Return the slides of whose stores a tile is damaged, having named all such tiles."""
     damaged = []
-    for slide in tqdm(slides, unit="slide", desc="verify", disable=not slides):
-        if names := damaged_tiles(slide, patch_path):
+    tasks = [(slide, patch_path) for slide in slides]
+    jobs = run_in_workers(damaged_tiles, tasks, workers, PRELOAD)
+    for (slide, _), names in tqdm(jobs, total=len(tasks), unit="slide", desc="verify"):
+        if names:
             damaged.append(slide.name)
-            tqdm.write(f"{slide.name}: {len(names)} damaged tiles: {' '.join(names)}", sys.stderr)
+            count = f"{len(names)} damaged tiles: {' '.join(names)}"
+            said = names.reason if isinstance(names, Lost) else count
+            tqdm.write(f"{slide.name}: {said}", sys.stderr)
     return damaged
 
 
@@ -344,9 +351,7 @@ def tile_all(
             yield {"slide": slide.name, **unknown, "reason": settings}
         else:
             tasks.append((slide, patch_path, settings))
-    for (slide, _, settings), row in run_in_workers(
-        tile_slide, tasks, min(workers, max(len(tasks), 1)), PRELOAD
-    ):
+    for (slide, _, settings), row in run_in_workers(tile_slide, tasks, workers, PRELOAD):
         if isinstance(row, Lost):
             row = {"slide": slide.name, **unknown, "reason": row.reason}
         write_state(patch_path, row, slide, settings)
@@ -412,7 +417,7 @@ def main(argv: list[str] | None = None) -> int:
     write_run_record(patch_path / f"run{part}.json", vars(arguments), arguments.seed)
     if arguments.verify:
         done = [slide for slide in slides if finished.get(slide.name, {}).get("status") == "done"]
-        for name in verify(done, patch_path):
+        for name in verify(done, patch_path, arguments.workers):
             del finished[name]
     rows = {slide.name: finished.get(slide.name) for slide in slides}
     write_table(patch_path, rows)

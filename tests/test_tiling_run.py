@@ -226,6 +226,12 @@ def test_shard_of_another_form_is_refused(slides, tmp_path, shard):
         main(command(slides, tmp_path / "t", "--shard", shard))
 
 
+def test_shard_without_a_slide_is_no_mistake(slides, tmp_path, capsys):
+    assert main(command(slides, tmp_path / "t", "--shard", "7/7")) == 0
+    assert main(command(slides, tmp_path / "t", "--shard", "7/7", "--dry_run")) == 0
+    assert "no slide in this shard" in capsys.readouterr().out
+
+
 def test_dry_run_says_what_would_be_done_and_writes_nothing(slides, tmp_path, capsys):
     folder = one(slides, tmp_path, "a.svs", "b.svs")
     main(command(folder, tmp_path / "t"))
