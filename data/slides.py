@@ -10,7 +10,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from runtime.errors import UserError
+from data.slide_files import SlideError, open_slide
 
 # A level this close to the wanted resolution, or to a whole multiple of it, is not resampled:
 # scanners that say 20x give 0.494 to 0.504 um/px.
@@ -20,12 +20,9 @@ MPP_TIMES_POWER = 10.0
 # Outside this range a resolution is a printer's (72 dpi is 353 um/px) or a placeholder.
 PLAUSIBLE_MPP = (0.05, 20.0)
 UM_PER_UNIT = {"inch": 25400.0, "centimeter": 10000.0}
-CACHE_BYTES = 64 << 20
 STRIP_PX = 4096
-
-
-class SlideError(UserError):
-    """A slide that cannot be used; the message names it and says why."""
+# 25 cm at 8 um/px, square; a damaged header may claim any size.
+LARGEST_OVERVIEW_PX = 1_000_000_000
 
 
 class TileGrid(NamedTuple):
@@ -34,7 +31,7 @@ class TileGrid(NamedTuple):
     Attributes:
         level: the slide level to read.
         source_px: side of a tile in that level's pixels.
-        tile_px: side of a tile in its own pixels, at most `source_px`.
+        tile_px: side of a tile in its own pixels; more than `source_px` where tiles are enlarged.
         mpp: resolution of the tiles, um/px.
         columns: whole tiles side by side.
         rows: whole tiles one above the other.
@@ -77,7 +74,9 @@ def slide_mpp(
         mpp = value if numerator is None else numerator / value if value > 0 else 0.0
         if PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
             return mpp, key
-    raise SlideError(f"no resolution ({', '.join(tried)}); give it with --mpp_override")
+    raise SlideError(
+        f"no resolution ({', '.join(tried)}); give it with --mpp_override or --slide_table"
+    )
 
 
 class Slide:
@@ -85,6 +84,7 @@ class Slide:
 
     Attributes:
         name: file name.
+        vendor: the format as OpenSlide names it, or Pillow for a plain image.
         size: width and height of level 0, px.
         mpp: resolution of level 0, um/px.
         mpp_source: the key that `mpp` came from.
@@ -98,11 +98,7 @@ class Slide:
             SlideError: not a slide, damaged, or without a resolution.
         """
         self.name = Path(path).name
-        try:
-            self._slide = openslide.OpenSlide(path)
-        except (openslide.OpenSlideError, OSError) as error:
-            raise SlideError(f"{path}: not a slide that OpenSlide can read ({error})") from error
-        self._slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+        self._slide, self.vendor = open_slide(Path(path))
         properties = self._slide.properties
         try:
             self.mpp, self.mpp_source = slide_mpp(properties, mpp_override)
@@ -133,39 +129,50 @@ class Slide:
         place = (round(x * factor), round(y * factor))
         try:
             image = self._slide.read_region(place, level, (width, height))
-        except openslide.OpenSlideError as error:
+        except (openslide.OpenSlideError, OSError, SyntaxError, ValueError) as error:
             raise SlideError(
                 f"{self.name}: damaged at x {place[0]}, y {place[1]} ({error})"
             ) from error
-        if image.getextrema()[3][0] < 255:
+        if image.getchannel("A").getextrema()[0] < 255:
             backdrop = Image.new("RGBA", image.size, (*self._background, 255))
             image = Image.alpha_composite(backdrop, image)
-        return np.asarray(image)[:, :, :3]
+        return np.asarray(image.convert("RGB"))
 
-    def level_for(self, mpp: float) -> int:
+    def level_for(self, mpp: float, allow_upsampling: bool = False) -> int:
         """Return the coarsest level that need not be enlarged to give `mpp`.
 
         Raises:
-            SlideError: even level 0 is coarser.
+            SlideError: even level 0 is coarser, and `allow_upsampling` is not set.
         """
         fine = [
             level
             for level, level_mpp in enumerate(self.level_mpps)
             if level_mpp <= mpp * (1 + SCALE_TOLERANCE)
         ]
-        if not fine:
-            raise SlideError(
-                f"{self.name}: scanned at {self.mpp:.4g} um/px, coarser than the {mpp:g} asked for;"
-                f" give --mpp {self.mpp:.4g} or more (resolution from {self.mpp_source})"
-            )
-        return max(fine, key=self.level_mpps.__getitem__)
+        if fine:
+            return max(fine, key=self.level_mpps.__getitem__)
+        if allow_upsampling:
+            return 0
+        raise SlideError(
+            f"{self.name}: scanned at {self.mpp:.4g} um/px (by {self.mpp_source}), coarser than the"
+            f" {mpp:g} asked for; give --mpp {self.mpp:.4g} or more, or --allow_upsampling"
+        )
 
     def overview(self, mpp: float) -> np.ndarray:
-        """Return the whole slide as uint8 RGB at `mpp` or somewhat finer (whole factors only)."""
+        """Return the whole slide as uint8 RGB at `mpp` or somewhat finer (whole factors only).
+
+        Raises:
+            SlideError: damaged, or of an impossible size.
+        """
         level = self.level_for(max(mpp, self.mpp))
         width, height = self._slide.level_dimensions[level]
         factor = max(1, int(mpp / self.level_mpps[level] + SCALE_TOLERANCE))
         factor = min(factor, width, height)
+        if width * height > LARGEST_OVERVIEW_PX * factor**2:
+            raise SlideError(
+                f"{self.name}: {self.size[0]} x {self.size[1]} px are too many for a slide of"
+                f" {self.mpp:.4g} um/px"
+            )
         rows = max(1, STRIP_PX // factor // 4) * factor
         strips = []
         for top in range(0, height // factor * factor, rows):
@@ -173,18 +180,19 @@ class Slide:
             strips.append(np.asarray(Image.fromarray(strip).reduce(factor)))
         return np.concatenate(strips)
 
-    def grid(self, tile_px: int, mpp: float) -> TileGrid:
+    def grid(self, tile_px: int, mpp: float, allow_upsampling: bool = False) -> TileGrid:
         """Return the grid of whole tiles of `tile_px` at `mpp`, edge remainders left out.
 
         Raises:
-            SlideError: the slide is coarser than `mpp`, or smaller than one tile.
+            SlideError: the slide is coarser than `mpp` (unless `allow_upsampling`), or smaller than
+                one tile.
         """
-        level = self.level_for(mpp)
+        level = self.level_for(mpp, allow_upsampling)
         factor = mpp / self.level_mpps[level]
         whole = max(1, round(factor))
         if abs(factor / whole - 1) <= SCALE_TOLERANCE:
             factor = whole
-        source_px = round(tile_px * factor)
+        source_px = max(1, round(tile_px * factor))
         width, height = self._slide.level_dimensions[level]
         columns, rows = width // source_px, height // source_px
         if not columns or not rows:
@@ -213,7 +221,7 @@ class Slide:
             strip = self.read(grid.level, int(first * side), int(row * side), int(width), side)
             for _, column in run:
                 left = (column - first) * side
-                yield _shrink(strip[:, left : left + side], grid.tile_px)
+                yield _resample(strip[:, left : left + side], grid.tile_px)
 
 
 def _strips(tiles: np.ndarray, longest: int) -> Iterator[np.ndarray]:
@@ -229,7 +237,7 @@ def _strips(tiles: np.ndarray, longest: int) -> Iterator[np.ndarray]:
         start = end
 
 
-def _shrink(pixels: np.ndarray, px: int) -> np.ndarray:
+def _resample(pixels: np.ndarray, px: int) -> np.ndarray:
     side = pixels.shape[0]
     if side == px:
         return pixels
@@ -237,4 +245,5 @@ def _shrink(pixels: np.ndarray, px: int) -> np.ndarray:
     if side % px == 0:
         return np.asarray(image.reduce(side // px))
     # Not BOX, which takes or leaves whole source pixels when the factor is broken.
-    return np.asarray(image.resize((px, px), Image.Resampling.HAMMING))
+    method = Image.Resampling.HAMMING if side > px else Image.Resampling.BICUBIC
+    return np.asarray(image.resize((px, px), method))

@@ -1,4 +1,4 @@
-"""Tile stores (a zip of PNG tiles per slide, or a folder of images) and the dataset over them."""
+"""Tile stores (a zip of PNG or JPEG tiles per slide, or a folder of images), their dataset."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.encoding import SUFFIXES, decode_image, encode_jpeg, encode_png
 from data.pixels import IMAGE_SUFFIXES, resize_pixels
 from runtime.errors import UserError
 from runtime.files import atomic_path
@@ -29,14 +29,16 @@ from runtime.seeds import numpy_generator
 FORMAT = "rna-gan-tiles/1"
 SLIDE_SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm",
+    ".czi",
 )  # fmt: skip
+# Images without a pyramid, read by Pillow.
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg")
 INDEX_NAME = "index.csv"
 INFO_NAME = "store.json"
 INDEX_COLUMNS = ["name", "x", "y", "mpp", "tissue_fraction"]
+BLUR_COLUMN = "blur"  # only where it was measured
 # A fixed date, so that the same tiles give the same bytes; the earliest that zip can hold.
 MEMBER_DATE = (1980, 1, 1, 0, 0, 0)
-# Level 1 is three times as fast as the default 6 and the files are a tenth larger.
-PNG_LEVEL = 1
 OPEN_FILES = 64
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 REPAIR = "delete it and run extract_tiles.py again"
@@ -50,18 +52,21 @@ class Tile(NamedTuple):
         y: top edge in pixels of the slide's level 0.
         tissue_fraction: share of the tile's area inside the slide's tissue mask, 0 to 1.
         pixels: uint8 (tile_px, tile_px, 3) RGB.
+        blur: 0 (sharp) to 1, see `data.artefacts.blur_of`; None where it was not measured.
     """
 
     x: int
     y: int
     tissue_fraction: float
     pixels: np.ndarray
+    blur: float | None = None
 
 
 def slide_stem(name: str) -> str:
     """Return a slide's file name without its suffix; other dots in the name stay."""
     suffix = Path(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in SLIDE_SUFFIXES else name
+    known = (*SLIDE_SUFFIXES, *PLAIN_SUFFIXES)
+    return name.removesuffix(suffix) if suffix.lower() in known else name
 
 
 def store_path(patch_path: str | Path, slide: str) -> Path:
@@ -110,6 +115,7 @@ def write_tile_store(
     mpp: float,
     settings: dict[str, Any],
     seed: int | None = None,
+    jpeg_quality: int | None = None,
 ) -> int:
     """Write a tile store, whole or not at all, and return its number of tiles; none writes nothing.
 
@@ -124,6 +130,7 @@ def write_tile_store(
         mpp: resolution of the tiles, um/px.
         settings: plain values that the tiles depend on, kept in `store.json`.
         seed: shuffles the index, so that its first K tiles are a random sample; None does not.
+        jpeg_quality: 1 to 100 makes JPEG tiles, with chroma at full resolution; None: PNG.
 
     Raises:
         UserError: the file cannot be written; whatever the iterable raises passes through.
@@ -135,28 +142,24 @@ def write_tile_store(
     rows = []
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for tile in itertools.starmap(Tile, itertools.chain([first], tiles)):
-            name = f"{tile.x}_{tile.y}.png"
-            _add(archive, name, encode_png(tile.pixels))
-            rows.append((name, tile.x, tile.y, mpp, round(float(tile.tissue_fraction), 4)))
+            name = f"{tile.x}_{tile.y}{SUFFIXES['jpeg' if jpeg_quality else 'png']}"
+            _add(
+                archive,
+                name,
+                encode_jpeg(tile.pixels, jpeg_quality) if jpeg_quality else encode_png(tile.pixels),
+            )
+            row = (name, tile.x, tile.y, mpp, round(float(tile.tissue_fraction), 4))
+            rows.append(row if tile.blur is None else (*row, round(tile.blur, 4)))
         if seed is not None:
             order = numpy_generator(seed, "tiles", slide).permutation(len(rows))
             rows = [rows[number] for number in order]
             # The central directory, written on closing, lists the members in this order.
             archive.filelist[:] = [archive.filelist[number] for number in order]
-        index = pd.DataFrame(rows, columns=INDEX_COLUMNS)
+        index = pd.DataFrame(rows, columns=[*INDEX_COLUMNS, BLUR_COLUMN][: len(rows[0])])
         info = {"format": FORMAT, "slide": slide, "tile_px": tile_px, "mpp": mpp, **settings}
         _add(archive, INDEX_NAME, index.to_csv(index=False).encode())
         _add(archive, INFO_NAME, (json.dumps(info, indent=2) + "\n").encode())
     return len(rows)
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Return uint8 RGB pixels (H, W, 3) as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(
-        buffer, format="PNG", compress_level=PNG_LEVEL
-    )
-    return buffer.getvalue()
 
 
 class TileStore:
@@ -206,7 +209,8 @@ class TileStore:
 
     @property
     def index(self) -> pd.DataFrame:
-        """Columns name, x, y, mpp, tissue_fraction in the order of `read`; NaN without an index."""
+        """Columns name, x, y, mpp, tissue_fraction (blur too where it was measured) in the order of
+        `read`; NaN without an index."""
         text = self._text(INDEX_NAME)
         frame = pd.DataFrame({"name": self.names})
         if text is None:
@@ -219,13 +223,35 @@ class TileStore:
         Raises:
             UserError: the tile is damaged.
         """
-        name = os.fsdecode(self._names[number])
         try:
-            source = self.path / name if self._members is None else io.BytesIO(self._bytes(number))
-            with Image.open(source) as image:
-                return np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, zlib.error) as error:
-            raise UserError(f"{self.path}: tile {name} is damaged ({error}); {REPAIR}") from error
+            return decode_image(self._bytes(number))
+        except (OSError, SyntaxError, ValueError, zlib.error) as error:
+            raise self._damage(number, error) from error
+
+    def encoded(self, number: int) -> bytes:
+        """Return tile `number` as the bytes of its image file, checked against its checksum.
+
+        Raises:
+            UserError: the tile is damaged.
+        """
+        try:
+            return self._bytes(number)
+        except (OSError, ValueError, zlib.error) as error:
+            raise self._damage(number, error) from error
+
+    def damaged(self) -> list[str]:
+        """Return the names of the tiles that cannot be read, having read all."""
+        names = []
+        for number in range(len(self)):
+            try:
+                self.read(number)
+            except UserError:
+                names.append(os.fsdecode(self._names[number]))
+        return names
+
+    def _damage(self, number: int, error: Exception) -> UserError:
+        name = os.fsdecode(self._names[number])
+        return UserError(f"{self.path}: tile {name} is damaged ({error}); {REPAIR}")
 
     def _list_zip(self) -> tuple[list[str], np.ndarray, bool]:
         try:
@@ -242,7 +268,9 @@ class TileStore:
         return [member.filename for member in members], places, indexed
 
     def _bytes(self, number: int) -> bytes:
-        """Return a member's content; no ZipFile, whose objects per member would fill the memory."""
+        """Return a tile's file; no ZipFile, whose objects per member would fill the memory."""
+        if self._members is None:
+            return (self.path / os.fsdecode(self._names[number])).read_bytes()
         offset, size, crc = (int(value) for value in self._members[number])
         handle = _open(str(self.path), self._stamp)
         header = handle.read(offset, LOCAL_HEADER.size)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data.artefacts import blur_of, fold_mask, ink_mask
 from data.slides import Slide, TileGrid
 from data.tiles import Tile
 
@@ -15,13 +16,11 @@ CLOSING_ITERATIONS = 3
 DARKEST = 50
 # Luminance of the low-contrast rule: scikit-image's rgb2gray (its is_low_contrast uses it).
 LUMINANCE = (0.2125, 0.7154, 0.0721, 0.0)
-CONTRAST_PERCENTILES = (1, 99)
+CONTRAST_PERCENTILES = (1.0, 99.0)
+SAMPLE_PERCENTILES, SAMPLED_PX = (20.0, 80.0), 64 * 64
 SMALLEST_CONTRAST = 0.05
-# Hue ranges of marker ink in degrees and the saturation from which a pixel counts. Haematoxylin
-# lies at 240 degrees and above, eosin and blood beyond; red ink has the colour of blood.
-INKS = (("green", 75, 190, 0.15), ("blue", 190, 232, 0.45))
-# Share of a tile that ink may cover.
-LARGEST_INK = 0.05
+# Share of a tile that ink and folds may cover.
+LARGEST_ARTEFACT = 0.05
 OUTLINE_COLOUR = (0, 140, 60)
 FRAME_COLOUR = (20, 60, 220)
 
@@ -65,6 +64,24 @@ def tissue_mask(pixels: np.ndarray) -> np.ndarray:
     return close_mask(mask & ~bright, CLOSING_ITERATIONS)
 
 
+def otsu_mask(pixels: np.ndarray) -> np.ndarray:
+    """Return where the grey of uint8 RGB pixels (H, W, 3) is not above Otsu's threshold, closed.
+
+    Source: Otsu 1979; the mask that most tiling tools offer under this name.
+    """
+    grey = Image.fromarray(pixels).convert("L")
+    histogram = grey.histogram()
+    if np.count_nonzero(histogram) < 2:  # one level: nothing is darker than the rest
+        return np.zeros(pixels.shape[:2], bool)
+    return close_mask(np.asarray(grey) <= otsu_threshold(histogram), CLOSING_ITERATIONS)
+
+
+MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "published": tissue_mask,
+    "otsu": otsu_mask,
+}
+
+
 def close_mask(mask: np.ndarray, iterations: int) -> np.ndarray:
     """Return a bool mask dilated and then eroded so often, with the four direct neighbours.
 
@@ -96,28 +113,26 @@ def is_low_contrast(pixels: np.ndarray) -> bool:
 
     Source: definition of scikit-image's exposure.is_low_contrast with its default arguments.
     """
+    if pixels.shape[0] * pixels.shape[1] >= SAMPLED_PX:
+        # A fifth of every 16th pixel is more than 1 % of all: where a fifth is that dark and
+        # another that bright, the percentiles lie further apart still.
+        sample = np.ascontiguousarray(pixels[::4, ::4])
+        if _luminance_span(sample, SAMPLE_PERCENTILES) >= SMALLEST_CONTRAST:
+            return False
+    return _luminance_span(pixels, CONTRAST_PERCENTILES) < SMALLEST_CONTRAST
+
+
+def _luminance_span(pixels: np.ndarray, percentiles: tuple[float, float]) -> float:
+    """Return how far two percentiles of the luminance lie apart, as a share of the range."""
     luminance = Image.fromarray(pixels).convert("L", matrix=LUMINANCE)
     ranked = np.cumsum(luminance.histogram())
-    ranks = np.array(CONTRAST_PERCENTILES) / 100 * (ranked[-1] - 1)
+    ranks = np.array(percentiles) / 100 * (ranked[-1] - 1)
     # Percentiles between two ranks lie on the line between their values.
     below, above = (
         np.searchsorted(ranked, end(ranks), side="right") for end in (np.floor, np.ceil)
     )
     low, high = below + (above - below) * (ranks % 1)
-    return bool((high - low) / 255 < SMALLEST_CONTRAST)
-
-
-def ink_mask(pixels: np.ndarray) -> np.ndarray:
-    """Return where green or blue marker ink is, bool (H, W), in uint8 RGB pixels (H, W, 3).
-
-    Darker ink is no tissue by the published mask already, which wants R, G and B above 50.
-    """
-    hue, saturation, _ = np.moveaxis(np.asarray(Image.fromarray(pixels).convert("HSV")), 2, 0)
-    ink = np.zeros(hue.shape, bool)
-    for _, first, last, least in INKS:
-        within = (hue >= first * 255 / 360) & (hue < last * 255 / 360)
-        ink |= within & (saturation >= least * 255)
-    return ink
+    return float((high - low) / 255)
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
@@ -141,25 +156,39 @@ class SlideMask(NamedTuple):
     """What an overview shows, bool (H, W) each.
 
     Attributes:
-        tissue: the tissue mask, ink and its rim cut out.
-        ink: marker ink with its rim.
+        tissue: the tissue mask, artefacts cut out.
+        artefacts: marker ink with its rim, and folds.
     """
 
     tissue: np.ndarray
-    ink: np.ndarray
+    artefacts: np.ndarray
 
 
-def slide_mask(overview: np.ndarray, keep_ink: bool = False) -> SlideMask:
-    """Return the masks of a slide's overview, uint8 RGB (H, W, 3); `keep_ink` looks for no ink."""
-    tissue = tissue_mask(overview)
-    if keep_ink:
-        return SlideMask(tissue, np.zeros_like(tissue))
-    ink = _dilate(ink_mask(overview), CLOSING_ITERATIONS)
-    return SlideMask(tissue & ~ink, ink)
+def slide_mask(
+    overview: np.ndarray,
+    keep_ink: bool = False,
+    tissue: np.ndarray | None = None,
+    fold_mpp: float | None = None,
+) -> SlideMask:
+    """Return the masks of a slide's overview.
+
+    Args:
+        overview: uint8 RGB (H, W, 3).
+        keep_ink: look for no ink.
+        tissue: bool (H, W); None: the published mask.
+        fold_mpp: resolution of the overview, um/px, to look for folds; None: do not.
+    """
+    tissue = tissue_mask(overview) if tissue is None else tissue
+    artefacts = np.zeros_like(tissue)
+    if not keep_ink:
+        artefacts |= _dilate(ink_mask(overview), CLOSING_ITERATIONS)
+    if fold_mpp is not None:
+        artefacts |= fold_mask(overview, tissue & ~artefacts, fold_mpp)
+    return SlideMask(tissue & ~artefacts, artefacts)
 
 
 def candidate_tiles(slide: Slide, grid: TileGrid, mask: SlideMask, anchor: str) -> Candidates:
-    """Return the tiles whose upper left corner (or centre) is tissue and that ink hardly touches.
+    """Return the tiles whose upper left corner (or centre) is tissue and artefacts hardly touch.
 
     Args:
         mask: over the whole slide.
@@ -173,7 +202,7 @@ def candidate_tiles(slide: Slide, grid: TileGrid, mask: SlideMask, anchor: str) 
     shift = 0.5 if anchor == "centre" else 0.0
     row, column = np.minimum(((tiles + shift) * step).astype(int), shape - 1).T
     tiles = tiles[mask.tissue[row, column]]
-    tiles = tiles[_coverage(mask.ink, tiles, step) <= LARGEST_INK]
+    tiles = tiles[_coverage(mask.artefacts, tiles, step) <= LARGEST_ARTEFACT]
     return Candidates(tiles, _coverage(mask.tissue, tiles, step))
 
 
@@ -195,6 +224,7 @@ def kept_tiles(
     min_tissue: float,
     tile_rule: str,
     generator: np.random.Generator,
+    max_blur: float | None = None,
 ) -> Iterator[Tile]:
     """Yield the first `max_tiles` tiles that are kept, of the candidates in random order.
 
@@ -205,6 +235,7 @@ def kept_tiles(
     Args:
         tile_rule: "slide" judges a tile by its share of the slide's mask; "own", as published, by a
             tissue mask of the tile with thresholds of its own, which refuses even tissue.
+        max_blur: tiles more blurred than that (see `blur_of`) are not kept; None: not measured.
 
     Source: RNA-GAN (Cell Reports Methods 2023, 3:100534), tiling as published (min_tissue 0.2).
     """
@@ -221,10 +252,13 @@ def kept_tiles(
                 continue
             if tile_rule == "own" and tissue_mask(pixels).mean() <= min_tissue:
                 continue
+            blur = None if max_blur is None else blur_of(pixels)
+            if blur is not None and blur > max_blur:
+                continue
             row, column = candidates.tiles[number]
             x, y = slide.place(grid, int(column), int(row))
             kept += 1
-            yield Tile(x, y, float(candidates.tissue_fraction[number]), pixels)
+            yield Tile(x, y, float(candidates.tissue_fraction[number]), pixels, blur)
 
 
 def draw_overview(

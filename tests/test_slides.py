@@ -3,12 +3,13 @@ import pytest
 from PIL import Image
 from tiny_slides import BACKGROUND, NUCLEUS, STROMA, tissue_picture, write_slide
 
-from data.slides import Slide, SlideError, slide_mpp
+from data.artefacts import ink_mask
+from data.slide_files import SlideError
+from data.slides import Slide, slide_mpp
 from data.tissue import (
     SlideMask,
     candidate_tiles,
     close_mask,
-    ink_mask,
     is_low_contrast,
     kept_tiles,
     otsu_threshold,
@@ -200,6 +201,18 @@ def test_contrast_rule_follows_its_definition():
     assert is_low_contrast(step)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_contrast_rule_is_exact_for_large_tiles(seed):
+    rng = np.random.default_rng(seed)
+    span, share = rng.uniform(4, 40), rng.choice([0.005, 0.02, 0.1, 0.4])
+    grey = np.full((97, 130), 180.0)
+    grey[rng.random(grey.shape) < share] -= span
+    grey[rng.random(grey.shape) < share] += rng.uniform(0, 10)
+    pixels = np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    low, high = np.percentile(pixels[..., 0], (1, 99))
+    assert is_low_contrast(pixels) == ((high - low) / 255 < 0.05)
+
+
 def test_pen_is_ink_and_stained_tissue_is_not():
     colours = {"blue": (60, 90, 190), "green": (70, 150, 90), STROMA: STROMA, NUCLEUS: NUCLEUS}
     found = [ink_mask(np.full((4, 4, 3), colour, np.uint8)).all() for colour in colours.values()]
@@ -227,7 +240,7 @@ def test_anchor_decides_which_point_must_be_tissue(slide_path):
         corner = candidate_tiles(slide, grid, mask, "corner")
         assert corner.tiles.tolist() == [[2, 2]]
         assert corner.tissue_fraction.tolist() == [1.0]
-        shifted = SlideMask(np.roll(tissue, 1, (0, 1)), mask.ink)
+        shifted = SlideMask(np.roll(tissue, 1, (0, 1)), mask.artefacts)
         assert candidate_tiles(slide, grid, shifted, "corner").tiles.tolist() == [[3, 3]]
         centre = candidate_tiles(slide, grid, shifted, "centre")
         assert centre.tiles.tolist() == [[2, 2]]
