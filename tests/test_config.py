@@ -12,8 +12,8 @@ from runtime.fid_table import PairTable
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = sorted((ROOT / "configs").rglob("fid_table.json"))
-QUIZ = ROOT / "configs" / "quiz.json"
-FILES = sorted({*(ROOT / "configs").rglob("*.json")} - {*TABLES, QUIZ})
+OTHERS = {ROOT / "configs" / name for name in ("quiz.json", "stain_reference.json")}
+FILES = sorted({*(ROOT / "configs").rglob("*.json")} - {*TABLES, *OTHERS})
 READERS = {
     BetaVAEConfig: ["betaVAE_training", "betaVAE_interpolation", "betaVAE_sample"],
     GANConfig: ["histopathology_gan", "generate_tissue_images", "fid", "measure_conditioning"],
