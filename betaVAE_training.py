@@ -52,6 +52,7 @@ from runtime.device import (
     uses_bfloat16,
 )
 from runtime.distributed import Processes, join_processes, leave_processes, start_on_all_devices
+from runtime.dry_run import StepTrial, add_dry_run, dry_run_lines, size_text
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_csv, write_json
 from runtime.run import log, start_log, summary_writer, write_run_record
@@ -71,6 +72,7 @@ FREE = (
     "checkpoint_every",
     "checkpoint_minutes",
 )
+TRIAL_STEPS = 3
 LOSSES = ("loss", "reconstruction", "kl")
 EVIDENCE_PROFILES = 2000  # at most so many are compared in memory
 ACTIVE_VARIANCE = 0.01  # a dimension is active when mu varies more: Burda et al. 2016 (1509.00519)
@@ -121,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", help="start from the weights of this betaVAE checkpoint")
     parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: TensorBoard events")
     parser.add_argument("--parallel", type=int, choices=(0, 1), default=0, help="1: all GPUs")
+    add_dry_run(parser)
     mirrored = parser.add_argument_group("keys of the config")
     mirrored.add_argument("--num_epochs", type=int)
     mirrored.add_argument("--save_dir")
@@ -129,7 +132,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_data(config: BetaVAEConfig, where: str) -> tuple[ExpressionTable, dict, dict]:
+def read_data(
+    config: BetaVAEConfig, where: str, write_split: bool
+) -> tuple[ExpressionTable, dict, dict]:
     """Return the cohort, the partition of each donor and the row numbers of each partition."""
     table = read_cohort(config.path_csv)
     if len(table.genes) != config.rna_features:
@@ -137,7 +142,7 @@ def read_data(config: BetaVAEConfig, where: str) -> tuple[ExpressionTable, dict,
             f"{where}: rna_features is {config.rna_features},"
             f" the tables hold {len(table.genes)} genes"
         )
-    split = load_split(config.split_path, table.donors, config.split_seed)
+    split = load_split(config.split_path, table.donors, config.split_seed, write_split)
     partition = np.array([split[donor] for donor in table.donors])
     rows = {name: np.flatnonzero(partition == name) for name in PARTITIONS}
     if len(rows["train"]) < 2 or not len(rows["val"]):
@@ -285,8 +290,9 @@ def train(
     processes: Processes,
     bar: tqdm,
     writer: SummaryWriter | None,
+    trial: StepTrial | None = None,
 ) -> None:
-    """Train to the end of the run; its checkpoints and history.csv are the result."""
+    """Train to the end of the run, or through a trial's steps alone; the result is in its files."""
     model, optimizer, progress = run.model, run.optimizer, run.progress
     device = model.mu.weight.device
     bfloat16, on_cpu = uses_bfloat16(config.precision, device), device.type == "cpu"
@@ -320,10 +326,15 @@ def train(
             progress.sums += count * losses
             progress.step += 1
             bar.update()
+            if trial and losses.isfinite().all() and trial.is_over():  # asking waits for a GPU
+                return
             if processes.first and time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
                 if progress.sums.isfinite().all():
                     run.save_last()
                 saved_at = time.monotonic()
+        if trial:
+            progress.epoch, progress.step = progress.epoch + 1, 0
+            continue
         means = (progress.sums / len(rows["train"])).tolist()
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.sums = torch.zeros_like(progress.sums)
@@ -353,6 +364,33 @@ def train(
             writer.add_scalar(key, value, progress.epoch)
         best = progress.best["val_reconstruction"]
         bar.set_postfix(epoch=progress.epoch, train=f"{means[1]:.4f}", best=f"{best:.4f}")
+
+
+def dry_run(
+    run: Run,
+    config: BetaVAEConfig,
+    seed: int,
+    table: ExpressionTable,
+    rows: dict[str, np.ndarray],
+    processes: Processes,
+) -> list[str]:
+    """Return what the run would need, from its first steps."""
+    trial, before = StepTrial(TRIAL_STEPS), run.progress.epoch
+    with tqdm(unit="step", desc="dry run", disable=not processes.first) as bar:
+        train(run, config, seed, table.expression, rows, processes, bar, None, trial)
+    steps = len(epoch_batches(rows["train"], config.batch_size, seed, 0))
+    left = (config.num_epochs - before) * steps
+    device = run.model.mu.weight.device
+    facts = {
+        "profiles": ", ".join(f"{len(part)} {name}" for name, part in rows.items()),
+        "genes": len(table.genes),
+        "steps": f"{left} of {config.batch_size} profiles on {device}",
+    }
+    if device.type == "cuda":
+        facts["GPU memory"] = size_text(torch.cuda.max_memory_allocated(device))
+    # The last checkpoint with Adam's two moments, the best without, and one being written.
+    stored = 7 * sum(value.nbytes for value in run.model.state_dict().values())
+    return dry_run_lines(run.folder, facts, left * trial.seconds_per_step, stored)
 
 
 def untrained_tissues(table: ExpressionTable, split: dict[str, str]) -> list[str]:
@@ -436,7 +474,7 @@ def main(argv: list[str] | None = None) -> None:
     best_path, last_path = folder / "model_dict_best.pt", folder / "model_dict_last.pt"
 
     # Data
-    table, split, rows = data = read_data(config, args.config)
+    table, split, rows = data = read_data(config, args.config, not args.dry_run)
     settings = config.model_dump()
     progress = stored_run(last_path, settings | {"seed": args.seed}, table, split)
     if progress.finished(config) and (folder / "summary.json").is_file():
@@ -452,7 +490,7 @@ def main(argv: list[str] | None = None) -> None:
     if processes.size > 1 and device.type == "cuda":
         device = choose_device(f"cuda:{processes.local_rank}")
         torch.cuda.set_device(device)
-    if processes.first:
+    if processes.first and not args.dry_run:
         write_run_record(folder / "run.json", settings, args.seed)
         if sentence := unused_keys(config):
             log.info("%s: %s", args.config, sentence)
@@ -472,6 +510,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if not progress.finished(config):
             run = start_or_continue(args, config, data, progress, device)
+            if args.dry_run:
+                lines = dry_run(run, config, args.seed, table, rows, processes)
+                print("\n".join(lines))
+                return
             writer = summary_writer(args.log and processes.first, config.summary_path)
             with tqdm(unit="step", desc="betaVAE", disable=not processes.first) as bar:
                 train(run, config, args.seed, table.expression, rows, processes, bar, writer)

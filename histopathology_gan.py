@@ -63,6 +63,13 @@ from runtime.distributed import (
     leave_processes,
     start_on_all_devices,
 )
+from runtime.dry_run import (
+    StepTrial,
+    add_dry_run,
+    dry_run_lines,
+    peak_memory,
+    size_text,
+)
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_csv
 from runtime.progress import Progress
@@ -91,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--loss_type", choices=LOSS_TYPES, default="wgan", help="wganvae, relativisticvae: RNA-GAN"
     )
     parser.add_argument("--max_minutes", type=float, help="stop after so much training, saved")
+    add_dry_run(parser)
     files = parser.add_argument_group("files")
     files.add_argument("--image_dir", required=True, help="folder of the epoch grids")
     files.add_argument("--model_dir", required=True, help="path prefix X of X.model")
@@ -210,10 +218,38 @@ def main(argv: list[str] | None = None) -> None:
             setup = prepare(args, processes)
         if setup.progress.epoch >= args.num_epochs:
             log.info("%s.model: up to date", args.model_dir)
+        elif args.dry_run:
+            print("\n".join(dry_run(args, setup, processes)))
         else:
             train(args, setup, processes)
     finally:
         leave_processes()
+
+
+def dry_run(args: argparse.Namespace, setup: Setup, processes: Processes) -> list[str]:
+    """Return what the run would need, from its first steps."""
+    config, dataset = setup.config, setup.inputs.tiles
+    held = min(len(dataset) * 3 * config.img_size**2, config.tile_cache_mb * 2**20)
+    trial = StepTrial(max(3, config.penalty_interval))
+    steps = args.num_epochs * (len(dataset) // config.tiles_per_step) - setup.progress.step
+    light = config.model_copy(update={"metrics_every": 0, "tile_cache_mb": 0})
+    train(args, setup._replace(config=light), processes, trial)
+    generator, critic = (
+        sum(value.nbytes for value in network.state_dict().values())
+        for network in (setup.networks.generator, setup.networks.critic)
+    )
+    stored = 4 * generator + 3 * critic  # weights, their average, Adam's two moments
+    facts = {
+        "tiles": f"{len(dataset)} of {len(setup.inputs.rows)} slides, {config.img_size} px",
+        "profiles": f"{len(setup.inputs.table)} of {len(setup.inputs.table.genes)} genes",
+        "steps": f"{steps} of {config.tiles_per_step} tiles on {setup.device}",
+    }
+    if setup.device.type == "cuda":
+        facts["GPU memory"] = size_text(torch.cuda.max_memory_allocated(setup.device))
+    copies = config.keep_checkpoints + 1 + bool(config.metrics_every)
+    return dry_run_lines(
+        args.model_dir, facts, steps * trial.seconds_per_step, copies * stored, peak_memory() + held
+    )
 
 
 def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
@@ -239,6 +275,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         config.train_partitions,
         args.num_patches,
         config.img_size,
+        write_split=not args.dry_run,
     )
     table, tiles_per_step = inputs.table, config.tiles_per_step
     check_training_tiles(inputs, config.rna_features, tiles_per_step, args.config)
@@ -300,7 +337,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         for key in ("generator_args", "critic_args"):
             check_same_recipe(start[key], networks.state_dict()[key], (), args.checkpoint)
         networks.load_state_dict(start)
-    if processes.first:
+    if processes.first and not args.dry_run:
         remove_leftovers(model_path)
         if progress.epoch < args.num_epochs:
             write_run_record(f"{args.model_dir}.run.json", settings, args.seed)
@@ -321,8 +358,10 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
     return Setup(config, device, bfloat16, inputs, mu, conditioning, networks, progress, described)
 
 
-def train(args: argparse.Namespace, setup: Setup, processes: Processes) -> None:
-    """Train from where the setup stands to the last epoch, as one of the processes."""
+def train(
+    args: argparse.Namespace, setup: Setup, processes: Processes, trial: StepTrial | None = None
+) -> None:
+    """Train from where the setup stands to the last epoch, or through a trial's steps alone."""
     config, device, bfloat16, inputs, mu, conditioning, networks, progress, _ = setup
     generator, critic, dataset = networks.generator, networks.critic, inputs.tiles
     profiles = grid_mu = None
@@ -330,7 +369,7 @@ def train(args: argparse.Namespace, setup: Setup, processes: Processes) -> None:
         profiles = mu[inputs.rows]
         grid_mu = mu[(inputs.held_out + inputs.rows)[: config.grid_columns]]
     model_path = Path(f"{args.model_dir}.model")
-    writer = summary_writer(args.log and processes.first, config.summary_path)
+    writer = summary_writer(args.log and processes.first and not trial, config.summary_path)
     batches = TileBatches(
         dataset, config.n_workers, config.tile_cache_mb, pinned=device.type == "cuda"
     )
@@ -426,6 +465,10 @@ def train(args: argparse.Namespace, setup: Setup, processes: Processes) -> None:
 
                 progress.add(measures)
                 bar.update()
+                if trial:
+                    progress.check_finite(str(model_path))  # waits for a GPU
+                    if trial.is_over():
+                        return
                 if progress.step % config.log_interval == 0:
                     progress.check_finite(str(model_path))
                     means = progress.means()
@@ -443,6 +486,8 @@ def train(args: argparse.Namespace, setup: Setup, processes: Processes) -> None:
                     saved_at = progress.elapsed_s
                 if out_of_time:
                     break
+            if trial:
+                return
             if progress.batch < steps:
                 save()
                 break

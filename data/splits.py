@@ -35,7 +35,9 @@ def split_donors(donors: Iterable[str], seed: int) -> dict[str, str]:
     return dict(zip(order, labels, strict=True))
 
 
-def load_split(path: str | Path, donors: Iterable[str], seed: int) -> dict[str, str]:
+def load_split(
+    path: str | Path, donors: Iterable[str], seed: int, write: bool = True
+) -> dict[str, str]:
     """Return the partition of every donor, reading the split file and writing what it does not
     hold yet.
 
@@ -45,6 +47,7 @@ def load_split(path: str | Path, donors: Iterable[str], seed: int) -> dict[str, 
         path: CSV with columns donor, partition.
         donors: donors that must have a partition.
         seed: of the shuffle of new donors.
+        write: keep the partition of new donors; a dry run does not.
 
     Raises:
         UserError: the file is not such a table.
@@ -68,6 +71,7 @@ def load_split(path: str | Path, donors: Iterable[str], seed: int) -> dict[str, 
     new = donors - split.keys()
     if new:
         split |= split_donors(new, seed)
+    if new and write:
         with atomic_path(path) as temporary:
             rows = sorted(split.items())
             pd.DataFrame(rows, columns=["donor", "partition"]).to_csv(temporary, index=False)

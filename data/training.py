@@ -43,6 +43,7 @@ def read_training_tiles(
     train_partitions: Sequence[str],
     tiles_per_slide: int,
     image_px: int,
+    write_split: bool = True,
 ) -> TrainingTiles:
     """Return the tiles and profiles of a cohort, apart by donor.
 
@@ -52,12 +53,13 @@ def read_training_tiles(
         train_partitions: "train", "val", "test": donors of these are trained on.
         tiles_per_slide: at most.
         image_px: side that tiles are resized to.
+        write_split: keep the partition of new donors.
 
     Raises:
         UserError: as `read_cohort`; also when no slide of a training donor has tiles.
     """
     table = read_cohort(path_csv)
-    partition = load_split(split[0], table.donors, split[1])
+    partition = load_split(split[0], table.donors, split[1], write_split)
     training = np.array([partition[donor] in train_partitions for donor in table.donors])
     stores = find_tile_stores(patch_data_path, table.names)
     rows, held_out = (

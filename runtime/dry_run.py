@@ -1,7 +1,8 @@
 """Dry runs: what a command would need, found out before days of compute.
 
 A script adds the flag, does everything up to its first heavy step, measures a few of its units
-with `seconds_per_unit`, and ends with `print("\\n".join(dry_run_lines(...)))` and `return`.
+with `seconds_per_unit`, or the first steps of its loop with `StepTrial`, and ends with
+`print("\\n".join(dry_run_lines(...)))` and `return`.
 """
 
 from __future__ import annotations
@@ -80,6 +81,30 @@ def seconds_per_unit(work: Callable[[], int]) -> float:
     work()
     began = time.perf_counter()
     return (count := work()) and (time.perf_counter() - began) / count
+
+
+class StepTrial:
+    """Times the first steps of a training loop, which asks `is_over` after each of them.
+
+    Args:
+        steps: to be timed, after one that warms up.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.taken, self.began, self.seconds = steps, 0, 0.0, 0.0
+
+    def is_over(self) -> bool:
+        """Return whether the steps are timed, and the loop is to be left."""
+        self.taken += 1
+        if self.taken == 1:
+            self.began = time.perf_counter()
+        self.seconds = time.perf_counter() - self.began
+        return self.taken > self.steps
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Seconds of a timed step."""
+        return self.seconds / max(self.taken - 1, 1)
 
 
 def peak_memory() -> int:
