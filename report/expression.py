@@ -299,8 +299,8 @@ def draw_evidence(results: Path) -> Drawn:
         f"{counts[1]} sampled profiles (prior {evidence['prior']}, residual noise"
         f" {evidence['residual_noise']}) against {counts[0]} real profiles of held-out donors."
         " AUC of classifiers that tell generated from real, cross-validated (0.5: they cannot);"
-        " beside it the same for real training profiles in the place of the generated ones."
-        " Components are fitted on the training profiles."
+        " beside it the same for real training profiles in the generated ones' place. Components"
+        " are fitted on the training profiles."
     )
     worst = max((part["mean"] for part in evidence["auc"].values() if part), default=None)
     headline = f"Sampled expression: spread {evidence['genes']['sd_ratio']:.2f} of the real"
