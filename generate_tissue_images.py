@@ -29,6 +29,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,7 +276,7 @@ def dry_run(
 
     def some_tiles() -> int:
         with tempfile.TemporaryDirectory() as scratch:
-            part = parts[-1]._replace(folder=Path(scratch), numbers=[range(4 * BATCH)])
+            part = replace(parts[-1], folder=Path(scratch), numbers=[range(4 * BATCH)])
             return sum(1 for _ in write_tiles(*trial, part, seed))
 
     tiles = sum(map(len, parts))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,8 @@ GAP = 16  # px between the sources
 TABLE = ("wsi_file_names", "Labels", "patient", "source", "seed", "tile", "profile")
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Tiles of one source in one folder.
 
     Attributes:
