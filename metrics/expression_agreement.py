@@ -15,7 +15,7 @@ from metrics.statistics import summary
 from metrics.two_sample import classifier_auc, gaussian_mmd, transfer_accuracy
 
 CORRELATED_GENES = 500  # most variable real genes whose correlations are compared
-COMPONENTS = 50  # principal components for distances: in thousands of genes all are far apart
+COMPONENTS = 50  # principal components: in thousands of genes all profiles are far apart
 # A dimension is active when mu varies more: Burda et al. 2016 (arXiv 1509.00519), section 5.
 ACTIVE_VARIANCE = 0.01
 
@@ -194,21 +194,24 @@ def reconstruction_evidence(
 
 
 def profile_components(training: np.ndarray, sets: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Return the first two principal components, fitted on training profiles, of several sets.
+    """Return the first principal components, fitted on training profiles, of several sets.
 
     Args:
         training: scaled profiles (K, G), K and G at least 2.
         sets: name to scaled profiles (N, G).
 
     Returns:
-        columns `set`, `pc1`, `pc2`, a row per profile, sets in their order.
+        columns `set`, `pc1` to `pc50` (fewer where K or G is less), a row per profile, sets in
+        their order.
     """
-    axes = PCA(2, svd_solver="randomized", random_state=0).fit(training)
+    count = min(COMPONENTS, *training.shape)
+    axes = PCA(count, svd_solver="randomized", random_state=0).fit(training)
+    columns = [f"pc{number}" for number in range(1, count + 1)]
     parts = [
-        pd.DataFrame(axes.transform(profiles), columns=["pc1", "pc2"]).assign(set=name)
+        pd.DataFrame(axes.transform(profiles), columns=columns).assign(set=name)
         for name, profiles in sets.items()
     ]
-    return pd.concat(parts, ignore_index=True)[["set", "pc1", "pc2"]]
+    return pd.concat(parts, ignore_index=True)[["set", *columns]]
 
 
 def _correlation(one: np.ndarray, two: np.ndarray) -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
+from report.embedding import SEED, umap_plane
 from report.style import (
     COLOURS,
     LINES,
@@ -273,14 +274,15 @@ def draw_evidence(results: Path) -> Drawn:
         axis.set_title(title)
         axis.set_xlabel("real, held-out")
         axis.set_ylabel("generated")
+    components = [column for column in points if column.startswith("pc")]
+    points[["umap1", "umap2"]] = umap_plane(points[components].to_numpy())
     for number, (name, part) in enumerate(points.groupby("set", sort=False)):
         axes[1, 0].scatter(
-            part.pc1, part.pc2, s=9, color=COLOURS[number], marker=MARKERS[number], alpha=0.5,
+            part.umap1, part.umap2, s=9, color=COLOURS[number], marker=MARKERS[number], alpha=0.5,
             linewidth=0, label=f"{name} ({len(part)})",
         )  # fmt: skip
-    axes[1, 0].set_title("principal components")
-    axes[1, 0].set_xlabel("component 1")
-    axes[1, 0].set_ylabel("component 2")
+    axes[1, 0].set_title("UMAP of real, reconstructed and generated profiles")
+    axes[1, 0].set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     axes[1, 0].legend(handletextpad=0.2, markerscale=1.6)
     table = _evidence_table(evidence)
     shown = table[table.measure.str.startswith(("AUC", "recall"))]
@@ -299,8 +301,8 @@ def draw_evidence(results: Path) -> Drawn:
         f"{counts[1]} sampled profiles (prior {evidence['prior']}, residual noise"
         f" {evidence['residual_noise']}) against {counts[0]} real profiles of held-out donors."
         " AUC of classifiers that tell generated from real, cross-validated (0.5: they cannot);"
-        " beside it the same for real training profiles in the generated ones' place. Components"
-        " are fitted on the training profiles."
+        " beside it the same for real training profiles in the generated ones' place. UMAP"
+        f" (seed {SEED}) of {len(components)} principal components, fitted on training profiles."
     )
     worst = max((part["mean"] for part in evidence["auc"].values() if part), default=None)
     headline = f"Sampled expression: spread {evidence['genes']['sd_ratio']:.2f} of the real"
