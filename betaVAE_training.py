@@ -73,6 +73,7 @@ FREE = (
     "checkpoint_minutes",
 )
 TRIAL_STEPS = 3
+TOLD_WITHIN_S = 30.0
 LOSSES = ("loss", "reconstruction", "kl")
 EVIDENCE_PROFILES = 2000  # at most so many are compared in memory
 ACTIVE_VARIANCE = 0.01  # a dimension is active when mu varies more: Burda et al. 2016 (1509.00519)
@@ -448,6 +449,7 @@ def told_once() -> Iterator[None]:
         yield
     except UserError:
         if int(os.environ.get("LOCAL_RANK", "0")):
+            time.sleep(TOLD_WITHIN_S)  # torchrun ends all processes as soon as the first has ended
             raise SystemExit(2) from None
         raise
 

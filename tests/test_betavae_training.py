@@ -294,6 +294,7 @@ def test_a_mapped_table_trains_to_the_same_weights_a_few_rows_at_a_time(cohort, 
     np.save(cohort / "values.npy", values)
     change_config(cohort / "betavae.json", batch_size=100, num_epochs=2)
     monkeypatch.setattr(betaVAE_training, "read_cohort", lambda paths: table)
+    monkeypatch.setattr(betaVAE_training, "EVIDENCE_PROFILES", 300)
     train()
     mapped = np.load(cohort / "values.npy", mmap_mode="r")
     table = ExpressionTable(names, genes, Rows(mapped, 512), table.annotations)

@@ -78,7 +78,7 @@ def test_converted_weights_give_the_published_networks_outputs(published):
 def test_scaler_is_of_all_profiles_and_no_donor_passes_for_unseen(published):
     convert_betavae.main(ARGUMENTS)
     checkpoint = load_checkpoint("converted.pt", "betavae")
-    expression = read_cohort(["lung.csv", "brain.csv"]).expression.astype(np.float64)
+    expression = np.asarray(read_cohort(["lung.csv", "brain.csv"]).expression, np.float64)
     logged = np.log(expression, out=np.zeros_like(expression), where=expression > 0)
     np.testing.assert_allclose(checkpoint["scaler"]["mean"], logged.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(checkpoint["scaler"]["std"], logged.std(axis=0), rtol=1e-5)

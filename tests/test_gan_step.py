@@ -153,8 +153,8 @@ def test_steps_are_those_of_a_plain_implementation(cohort, monkeypatch, loss_typ
     latents = histopathology_gan.profile_latents
 
     def remember(store, key, function):
-        def wrapped(*given):
-            store[key] = function(*given)
+        def wrapped(*given, **named):
+            store[key] = function(*given, **named)
             return store[key]
 
         return wrapped
