@@ -29,7 +29,7 @@ from runtime.config import GANConfig, load_config
 from runtime.device import choose_device
 from runtime.dry_run import add_dry_run, dry_run_lines
 from runtime.errors import UserError, run_script
-from runtime.files import sha256_of, write_json
+from runtime.files import require_file, sha256_of, write_json
 from runtime.run import already_done, start_log
 from runtime.seeds import seed_everything
 
@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     record = Path(args.output).with_suffix(".request.txt")
     request = {
         "inputs": {
-            path: sha256_of(path) for path in (args.checkpoint, args.truth, args.programs) if path
+            path: sha256_of(require_file(path, "input"))
+            for path in (args.checkpoint, args.truth, args.programs)
+            if path
         },
         "options": [args.seed, args.sample_size, args.mpp],
     }

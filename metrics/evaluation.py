@@ -66,7 +66,7 @@ def comparison_cost(
     others: Sequence[Tiles],
     resamples: int,
 ) -> FeatureCost:
-    """Return what comparisons would take: features of their tiles, and distances of a draw of noise.
+    """Return what comparisons would take, from features of a few tiles and a draw of noise.
 
     Args:
         comparisons: the draws of both sides of each. floors: likewise, without interval.

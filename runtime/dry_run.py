@@ -52,9 +52,11 @@ def dry_run_lines(
     Raises:
         UserError: the output cannot be written, or memory or disk do not suffice.
     """
-    folder = Path(output).absolute()
+    path = folder = Path(output).absolute()
     while not folder.exists():
         folder = folder.parent
+    if folder.is_file() and folder != path:
+        raise UserError(f"{output}: cannot be written ({folder} is a file)")
     folder = folder if folder.is_dir() else folder.parent
     if not os.access(folder, os.W_OK):
         raise UserError(f"{output}: cannot be written (no permission in {folder})")
