@@ -78,7 +78,9 @@ def comparison_cost(
     draws = [draw for sides in (*comparisons, *floors) for side in sides for draw in side]
     cost = extractor.cost([tile for tiles in (*draws, *others) for tile in tiles])
     noise = np.random.default_rng(0)
-    sides = [[noise.standard_normal((len(side[0]), cost.width))] for side in comparisons[0]]
+    sides = [
+        [noise.standard_normal((len(side[0]), cost.width), np.float32)] for side in comparisons[0]
+    ]
     whole, plain = (
         seconds_per_unit(lambda n=n: bool(compare_draws(*sides, 0, n))) for n in (resamples, 0)
     )

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from test_convert_gan import published
 from test_fid_script import Network
 
 from data.expression_cache import CACHE_FOLDER
-from metrics.conditioning import FACTORS
+from metrics.conditioning import FACTORS, conditioning_cost, measure_conditioning
 from runtime.checkpoint import load_checkpoint
 from runtime.errors import UserError
 
@@ -178,6 +179,35 @@ def test_a_dry_run_refuses_an_output_of_another_command(world):
         output.unlink()
 
 
+def test_the_tiles_counted_are_those_whose_features_the_run_computes(world, tmp_path, capsys):
+    command = (
+        f"{GAN} --sample_size 6 --draws 2 --features features.pt --copying 6"
+        f" --expression_recovery 4 --cache {tmp_path}/features --output {tmp_path}/a.json"
+    )
+    run("fid", command, "--dry_run")
+    told = re.search(r"features: \d+ of (\d+) tiles", capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
+    run("fid", command)
+    kept = [np.load(path)["features"] for path in (tmp_path / "features").iterdir()]
+    assert sum(map(len, kept)) == int(told[1])
+
+
+def test_the_tiles_of_the_conditioning_are_counted_as_they_are_made():
+    draw, made = np.random.default_rng(0), []
+
+    def tiles(profile, first, count):
+        made.append(count)
+        return draw.integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
+
+    truth = draw.uniform(1, 2, (20, len(FACTORS)))
+    programs = {FACTORS[0]: np.ones(5), FACTORS[2]: np.ones(5)}
+    given = (tiles, np.ones((20, 5)), truth, np.ones(5), programs, 1.0, 3, 0)
+    count, _ = conditioning_cost(*given)
+    made.clear()
+    measure_conditioning(*given)
+    assert sum(made) == count
+
+
 def test_features_that_are_kept_are_not_counted_again(world, tmp_path, capsys):
     command = (
         f"{GAN} --sample_size 6 --draws 2 --features features.pt --cache {tmp_path}/features"
@@ -185,11 +215,11 @@ def test_features_that_are_kept_are_not_counted_again(world, tmp_path, capsys):
     )
     run("fid", command)
     capsys.readouterr()
-    run("fid", f"{command} --seed 99 --bootstrap 0 --output {tmp_path}/b.json --dry_run")
+    run("fid", f"{command} --bootstrap 0 --output {tmp_path}/b.json --dry_run")
     assert "of 0 tiles" in capsys.readouterr().out
-    run("fid", f"{command} --seed 98 --output {tmp_path}/b.json --dry_run")
-    assert "of 12 tiles" not in (told := capsys.readouterr().out)
-    assert "of 0 tiles" not in told
+    run("fid", f"{command} --seed 98 --no_floor --output {tmp_path}/b.json --dry_run")
+    count = int(re.search(r"of (\d+) tiles", capsys.readouterr().out)[1])
+    assert 12 <= count <= 24  # all generated tiles are new, of the real ones those not drawn before
 
 
 def test_a_quiz_that_is_there_is_checked_and_left_alone(world, tmp_path, capsys):
