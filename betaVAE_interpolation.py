@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from models.profiles import ProfileEncoder
 from runtime.checkpoint import check_genes, load_checkpoint
 from runtime.config import BetaVAEConfig, load_config
 from runtime.device import choose_device
+from runtime.dry_run import add_dry_run, dry_run_lines
 from runtime.errors import UserError, run_script
 from runtime.files import atomic_path, require_file, sha256_of, write_csv, write_json
 from runtime.run import already_done, log, start_log
@@ -71,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device")
     parser.add_argument("--overwrite", action="store_true", help="replace another command's result")
+    add_dry_run(parser)
     return parser
 
 
@@ -173,6 +176,7 @@ def gene_shifts(
 
 def main(argv: list[str] | None = None) -> None:
     # Arguments and config
+    began = time.perf_counter()
     args = build_parser().parse_args(argv)
     config = load_config(BetaVAEConfig, args.config, device=args.device)
     checkpoint_path = Path(args.checkpoint or Path(config.save_dir) / "model_dict_best.pt")
@@ -217,6 +221,13 @@ def main(argv: list[str] | None = None) -> None:
     mu = [encoder.mu(table.expression[rows]) for rows in members]
     means = torch.stack([group.mean(dim=0) for group in mu])  # (2, D)
     moved = gene_shifts(encoder, [table.expression[rows] for rows in members], means, names)
+    if args.dry_run:
+        facts = {name: f"{len(rows)} profiles" for name, rows in zip(names, members, strict=True)}
+        facts["genes"] = len(moved)
+        size = len(moved.to_csv(index=False)) + means.nbytes
+        seconds = time.perf_counter() - began
+        print("\n".join(dry_run_lines(outputs[0], facts, seconds, size)))
+        return
     with atomic_path(outputs[0]) as temporary:
         np.savez(
             temporary,

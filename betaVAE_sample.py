@@ -35,12 +35,14 @@ from models.profiles import ProfileEncoder
 from runtime.checkpoint import check_genes, load_checkpoint
 from runtime.config import BetaVAEConfig, load_config
 from runtime.device import choose_device
+from runtime.dry_run import add_dry_run, dry_run_lines, peak_memory, scratch_trial
 from runtime.errors import UserError, run_script
 from runtime.files import require_file, sha256_of, write_csv, write_json
 from runtime.run import already_done, log, start_log
 from runtime.seeds import numpy_generator, seed_everything
 
 SHIFT_KEYS = ("difference", "groups", "members_0", "members_1")
+TRIAL_PROFILES = 32
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device")
     parser.add_argument("--overwrite", action="store_true", help="replace another command's result")
+    add_dry_run(parser)
     return parser
 
 
@@ -174,13 +177,18 @@ class Cohort:
         return self.encoder.decode(torch.from_numpy(np.asarray(latents, np.float32)))
 
     def expression(
-        self, latents: np.ndarray, tissues: Sequence[str], noise: str, seed: int, name: str
+        self,
+        latents: np.ndarray,
+        tissues: Sequence[str],
+        residuals: ResidualNoise | None,
+        seed: int,
+        name: str,
     ) -> np.ndarray:
-        """Return expression float32 (N, G) >= 0 of latents, with residual noise."""
+        """Return expression float32 (N, G) >= 0 of latents, with residual noise or without."""
         scaled = self.decode(latents)
-        if noise != "none":
+        if residuals is not None:
             draw = numpy_generator(seed, "noise", name)
-            scaled += self.residuals(seed).draw(tissues, draw)
+            scaled += residuals.draw(tissues, draw)
         return self.encoder.scaler.inverse(scaled)
 
 
@@ -192,8 +200,10 @@ def write_evidence(
     seed: int,
     about: dict[str, str],
     stem: Path,
-) -> None:
+) -> str | None:
     """Write what held-out profiles say of new samples (M, G), as JSON and as two tables.
+
+    Return the numbers to remember; None where there are too few profiles.
 
     Args:
         cohort: real profiles. samples: expression as written. tissues: of each, "" for none.
@@ -214,7 +224,7 @@ def write_evidence(
     )
     if not evidence:
         log.info("%s: too few held-out profiles, no evidence", cohort.where)
-        return
+        return None
     real = rows[real]
     sets = {
         "real": (cohort.scaled[real], labels[real]),
@@ -234,7 +244,7 @@ def write_evidence(
     write_csv(Path(f"{stem}_genes.csv"), genes)
     write_csv(Path(f"{stem}_profiles.csv"), points)
     write_json(Path(f"{stem}.json"), about | evidence)
-    print(f"{stem}.json: {headline(evidence)}")
+    return f"{stem}.json: {headline(evidence)}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -311,9 +321,14 @@ def main(argv: list[str] | None = None) -> None:
             labels = np.full(args.num_samples, kind)
             made.append((z, np.full(args.num_samples, ""), labels, None))
 
+    residuals = cohort.residuals(args.seed) if noise != "none" else None
+    if args.dry_run:
+        print("\n".join(dry_run(cohort, made, residuals, args, outputs[0])))
+        return
+
     # Results
     for path, name, (z, tissues, labels, alphas) in zip(outputs, names, made, strict=True):
-        expression = cohort.expression(z, tissues, noise, args.seed, name)
+        expression = cohort.expression(z, tissues, residuals, args.seed, name)
         about = pd.DataFrame({"tissue": labels})
         if alphas is not None:
             about["alpha"] = alphas
@@ -330,7 +345,9 @@ def main(argv: list[str] | None = None) -> None:
         stem = folder / f"evidence_{name}"
         if is_new:
             about = {"prior": prior, "residual_noise": noise}
-            write_evidence(cohort, expression, tissues, args.tissue, args.seed, about, stem)
+            given = (cohort, expression, tissues, args.tissue, args.seed, about, stem)
+            if line := write_evidence(*given):
+                print(line)
         elif not args.steps:
             target = ends[1 - names.index(name)]
             share = shift_accuracy(cohort, groups, expression, target)
@@ -339,6 +356,43 @@ def main(argv: list[str] | None = None) -> None:
             if share is not None:
                 print(f"{stem}.json: {share:.3f} classified as {target}")
     write_json(record, request)
+
+
+def dry_run(
+    cohort: Cohort,
+    made: list[tuple],
+    residuals: ResidualNoise | None,
+    args: argparse.Namespace,
+    output: Path,
+) -> list[str]:
+    """Return what the tables `made` would need, from a few profiles made and written elsewhere."""
+    z, tissues = made[0][:2]
+    genes, profiles = cohort.encoder.genes, sum(len(part[0]) for part in made)
+
+    def some(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = tissues[:count]
+        return cohort.expression(z[:count], labels, residuals, args.seed, "trial"), labels
+
+    def write(folder: Path) -> int:
+        values, labels = some(TRIAL_PROFILES)
+        names = [str(number) for number in range(len(values))]
+        table = ExpressionTable(names, genes, values, pd.DataFrame({"tissue": labels}))
+        write_expression_table(folder / "trial.csv", table)
+        return len(values)
+
+    def compare(folder: Path) -> int:  # as many as held-out profiles are compared, no more
+        given = (*some(len(cohort.held_out)), args.tissue, args.seed, {}, folder / "evidence")
+        write_evidence(cohort, *given)
+        return 1
+
+    each, size = scratch_trial(write)
+    seconds, more = (0.0, 0.0) if args.interpolation or args.between else scratch_trial(compare)
+    # The largest table decoded, as expression, and scaled again for the evidence.
+    memory = peak_memory() + 3 * 4 * len(genes) * max(len(part[0]) for part in made)
+    facts = {"profiles": profiles, "genes": len(genes), "training profiles": len(cohort.training)}
+    return dry_run_lines(
+        output, facts, seconds + profiles * each, int(more + profiles * size), memory
+    )
 
 
 def shift_accuracy(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from models.betavae import BetaVAE
 from models.profiles import ExpressionScaler
 from runtime.checkpoint import load_weights, save_checkpoint
 from runtime.config import BetaVAEConfig, load_config
+from runtime.dry_run import add_dry_run, dry_run_lines
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_json
 from runtime.run import already_done, start_log, write_run_record
@@ -48,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=99, help="kept in the checkpoint; draws nothing"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another output")
+    add_dry_run(parser)
     return parser
 
 
@@ -84,6 +87,7 @@ def check_weights(weights: dict[str, torch.Tensor], model: BetaVAE, where: str) 
 
 def main(argv: list[str] | None = None) -> None:
     # Arguments and config
+    began = time.perf_counter()
     args = build_parser().parse_args(argv)
     config = load_config(BetaVAEConfig, args.config)
     for key, published in CHOICES.items():
@@ -118,6 +122,12 @@ def main(argv: list[str] | None = None) -> None:
     }
     with torch.device("meta"):
         check_weights(weights, BetaVAE(**model_args), args.weights)
+
+    if args.dry_run:
+        size = sum(value.nbytes for value in weights.values())
+        facts = {"genes": len(table.genes), "profiles": len(table)}
+        print("\n".join(dry_run_lines(output, facts, time.perf_counter() - began, size)))
+        return
 
     # Results
     write_run_record(output.with_suffix(".run.json"), settings, args.seed)

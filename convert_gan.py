@@ -17,6 +17,7 @@ Writes: `--output`, a checkpoint that fid.py, generate_tissue_images.py and
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from models.published_dcgan import from_torchgan
 from models.wgan_vae import Conditioning
 from runtime.checkpoint import check_genes, load_checkpoint, save_checkpoint
 from runtime.config import GANConfig, load_config
+from runtime.dry_run import add_dry_run, dry_run_lines
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of
 from runtime.run import log, start_log
@@ -43,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="checkpoint to write")
     parser.add_argument("--vae_checkpoint", help="makes it an RNA-GAN: betaVAE of the profiles")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    add_dry_run(parser)
     return parser
 
 
@@ -74,6 +77,7 @@ def read_networks(path: str) -> tuple[dict[str, Any], int]:
 def main(argv: list[str] | None = None) -> None:
     """Convert a published model."""
     # Arguments and config
+    began = time.perf_counter()
     args = build_parser().parse_args(argv)
     start_log()
     config = load_config(GANConfig, args.config, vae_checkpoint=args.vae_checkpoint)
@@ -102,6 +106,14 @@ def main(argv: list[str] | None = None) -> None:
             "betavae_path": args.vae_checkpoint,
         }
 
+    kind = "RNA-GAN" if conditioning else "GAN"
+    if args.dry_run:
+        weights = [*networks["generator"].values(), *networks["critic"].values()]
+        size = sum(value.nbytes for value in weights)
+        facts = {"model": f"{kind}, {image_px} px, latents of {latent_dim}", "slides": len(table)}
+        print("\n".join(dry_run_lines(args.output, facts, time.perf_counter() - began, size)))
+        return
+
     # Results
     origin = {"converted_from": str(args.input), "converted_sha256": sha256_of(args.input)}
     content = {
@@ -120,7 +132,6 @@ def main(argv: list[str] | None = None) -> None:
         "history": [],
     }
     save_checkpoint(args.output, "gan", content)
-    kind = "RNA-GAN" if conditioning else "GAN"
     log.info("%s: %s, %d px, latents of %d", args.output, kind, image_px, latent_dim)
     if conditioning:
         log.info("latents are standardised over the batch as published: the profile cancels there")

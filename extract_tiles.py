@@ -409,6 +409,8 @@ def main(argv: list[str] | None = None) -> int:
         cost = estimate_cost(rows, slides, arguments.workers) if arguments.check else None
         if cost:
             print_cost(cost, arguments.workers, (patch_path or Path("x")).resolve())
+        if arguments.dry_run:
+            print("dry run: nothing written")
         return int(any(row["action"] == "fail" for row in rows.values()))
 
     # Run directory and log

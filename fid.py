@@ -44,8 +44,14 @@ from data.pixels import images_to_pixels
 from data.splits import untrained_rows
 from data.tile_sets import Tiles, TileSet, disjoint_donor_draws, open_images, stored_set
 from metrics.comparison import KID_SUBSETS, comparison_notes
-from metrics.conditioning import FACTORS, measure_conditioning
-from metrics.evaluation import combine_runs, compare_tiles, copying_of, recovery_of
+from metrics.conditioning import FACTORS, conditioning_cost, measure_conditioning
+from metrics.evaluation import (
+    combine_runs,
+    compare_tiles,
+    comparison_cost,
+    copying_of,
+    recovery_of,
+)
 from metrics.expression_recovery import log_per_million
 from metrics.features import BATCH_SIZE, FeatureExtractor
 from metrics.frechet_resampling import RESAMPLES
@@ -56,6 +62,7 @@ from report.style import DPI, look
 from runtime.checkpoint import check_betavae, check_genes, load_checkpoint, versions
 from runtime.config import GANConfig, load_config
 from runtime.device import choose_device
+from runtime.dry_run import add_dry_run, dry_run_lines
 from runtime.errors import UserError, run_script
 from runtime.fid_table import Pair, PairTable, check_pair
 from runtime.files import atomic_path, read_json, sha256_of, write_json
@@ -121,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--output", help="JSON result, or the table's folder; in fid_results/")
     files.add_argument("--cache", help="folder of kept features; default: beside the output")
     files.add_argument("--overwrite", action="store_true", help="replace another result")
+    add_dry_run(parser)
     return parser
 
 
@@ -218,19 +226,11 @@ class Evaluation:
 
     def copying(self, plan: Plan, sheet: Path) -> dict[str, Any]:
         """Return whether draw 1 of the model repeats training tiles; write the closest pairs."""
-        generated, count = plan.two.draws[0], self.args.copying
-        model = generated[0][0]
-        stores = self.cohort(plan.pair.config)[1].stores(model.checkpoint["image_px"])
-        training, held_out = (
-            stored_set(
-                "", [store for store in stores if store.slide in side], count, 1, plan.seed, {}
-            ).draws[0]
-            for side in self._slides(plan.pair, model)
-        )
+        generated, (training, held_out) = plan.two.draws[0], self._copied_from(plan)
         scores, closest = copying_of(self.extractor, generated, training, held_out, plan.seed)
         pairs, pictures = [], []
         for place, number, distance in closest:
-            (model, index), (store, tile) = generated[place], training[number]
+            index, (store, tile) = generated[place][1], training[number]
             pictures.append(
                 [next(iter(source.read([k]))) for source, k in (generated[place], training[number])]
             )
@@ -241,8 +241,23 @@ class Evaluation:
             figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
         return scores | {"closest": pairs, "sheet": sheet.name}
 
+    def _copied_from(self, plan: Plan) -> list[Tiles]:
+        """Return the training tiles and the held-out ones that generated tiles are held against."""
+        model = plan.two.draws[0][0][0]
+        stores = self.cohort(plan.pair.config)[1].stores(model.checkpoint["image_px"])
+        sides = [
+            [store for store in stores if store.slide in side]
+            for side in self._slides(plan.pair, model)
+        ]
+        count = self.args.copying
+        return [stored_set("", side, count, 1, plan.seed, {}).draws[0] for side in sides]
+
     def expression_recovery(self, plan: Plan) -> dict[str, Any]:
         """Return how well expression is read from held-out slides' real and generated tiles."""
+        return recovery_of(self.extractor, *self._recovery(plan))
+
+    def _recovery(self, plan: Plan) -> tuple:
+        """Return what `recovery_of` takes."""
         source = self.cohort(plan.pair.config)
         cohort = source[1]
         model, count = plan.two.draws[0][0][0], self.args.expression_recovery
@@ -269,12 +284,14 @@ class Evaluation:
         }
         logged = [log_per_million(values) for values in expression]
         donors = [cohort.table.donors[row] for row in rows[1]]
-        return recovery_of(
-            self.extractor, real(sides[0]), logged[0], conditions, logged[1], donors, plan.seed
-        )
+        return real(sides[0]), logged[0], conditions, logged[1], donors, plan.seed
 
     def conditioning(self, plan: Plan) -> dict[str, Any]:
         """Return whether tiles follow the profiles of held-out donors with known factors."""
+        return measure_conditioning(*self._conditioning(plan))
+
+    def _conditioning(self, plan: Plan) -> tuple:
+        """Return what `measure_conditioning` takes."""
         model, args = plan.two.draws[0][0][0], self.args
         rows, held_out, truth, programs = self._truth(plan.pair, model)
         config, cohort = self.cohort(plan.pair.config)
@@ -282,7 +299,7 @@ class Evaluation:
         betavae = load_checkpoint(path, "betavae")
         sample = profile_images(model.checkpoint, betavae, plan.seed, self.device)
         expression = cohort.table.expression
-        return measure_conditioning(
+        return (
             lambda *given: images_to_pixels(sample(*given)).numpy(),
             expression[rows],
             truth[rows],
@@ -464,19 +481,49 @@ class Evaluation:
 
         The tiles are those that the set draws first, so that few more features are needed.
         """
-        if plan.floor is None:
+        sides = self._floor_draws(plan)
+        if not sides:
             return None
-        real, args = plan.floor, self.args
-        key = _digest([real.identity, plan.seed])
+        key = _digest([plan.floor.identity, plan.seed])
         if key not in self._floors:
-            tiles = real.pool[: args.sample_size * max(args.draws, FLOOR_SAMPLES)]
-            sides = disjoint_donor_draws(tiles, args.sample_size, args.draws, plan.seed)
-            if sides is None or min(len(draw) for side in sides for draw in side) < 2:
-                return None
-            labels = [f"{real.label}, donors {half}" for half in "AB"]
+            labels = [f"{plan.floor.label}, donors {half}" for half in "AB"]
             numbers = compare_tiles(self.extractor, labels, sides, plan.seed, 0)
-            self._floors[key] = {"tissue": real.facts["tissue"], **numbers}
+            self._floors[key] = {"tissue": plan.floor.facts["tissue"], **numbers}
         return self._floors[key]
+
+    def _floor_draws(self, plan: Plan) -> tuple[list[Tiles], ...]:
+        """Return the draws of both sides of the floor; nothing where there are not two donors."""
+        if plan.floor is None:
+            return ()
+        args = self.args
+        tiles = plan.floor.pool[: args.sample_size * max(args.draws, FLOOR_SAMPLES)]
+        sides = disjoint_donor_draws(tiles, args.sample_size, args.draws, plan.seed) or ()
+        too_few = any(len(draw) < 2 for side in sides for draw in side)
+        return () if too_few else sides
+
+    def dry_run(self, plans: list[Plan], output: Path) -> list[str]:
+        """Return what comparisons would need, from features of a few tiles and a draw of noise."""
+        floors = {
+            _digest([plan.floor.identity, plan.seed]): sides
+            for plan in plans
+            if (sides := self._floor_draws(plan))
+        }
+        facts: dict[str, Any] = {"comparisons": len(plans), "real-real floors": len(floors)}
+        args, others, seconds = self.args, [], 0.0
+        if plans and args.copying:
+            others += self._copied_from(plans[0])
+        if plans and args.expression_recovery:
+            training, _, conditions, *_ = self._recovery(plans[0])
+            others += [tiles for part in (training, *conditions.values()) for tiles in part]
+        if plans and args.truth:
+            facts["tiles of the conditioning"], seconds = conditioning_cost(
+                *self._conditioning(plans[0])
+            )
+        pairs = [(plan.one.draws, plan.two.draws) for plan in plans]
+        cost = comparison_cost(self.extractor, pairs, list(floors.values()), others, args.bootstrap)
+        facts["features"] = f"{cost.width} of {cost.tiles} tiles on {self.device}"
+        seconds += cost.seconds
+        return dry_run_lines(output, facts, seconds, cost.disk_bytes)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -550,6 +597,13 @@ def main(argv: list[str] | None = None) -> None:
         args.batch_size,
         args.precision == "bfloat16",
     )
+
+    if args.dry_run:
+        left = plans if results == [None] else []
+        if args.table:
+            left = [plan for plan, result in zip(plans, results, strict=True) if not result]
+        print("\n".join(evaluation.dry_run(left, folder)))
+        return
 
     # Features and distances, results
     if args.table:

@@ -27,6 +27,7 @@ from report import classifier, dose, expression, feature_map, quality, scores, s
 from report.page import Entry, page_html
 from report.style import DPI, Drawn, MissingResult, look
 from runtime.checkpoint import versions
+from runtime.dry_run import add_dry_run, dry_run_lines, scratch_trial
 from runtime.errors import UserError, run_script
 from runtime.files import atomic_path, require_folder, write_csv, write_text
 from runtime.run import log, start_log
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--figure", nargs="+", choices=FIGURES, metavar="NAME", help="only these, without the page"
     )
     parser.epilog = f"figures: {', '.join(FIGURES)}"
+    add_dry_run(parser)
     return parser
 
 
@@ -90,28 +92,25 @@ def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Draw the figures that the command line asks for and write the page."""
-    # Arguments
-    args = build_parser().parse_args(argv)
-    start_log()
-    logging.getLogger("fontTools").setLevel(logging.WARNING)
-    results = require_folder(args.results, "results folder")
-    output = args.output or results / "report"
+def make_report(results: Path, output: Path, names: list[str] | None) -> list[str]:
+    """Write the named figures, or all and the page; return the names of those drawn.
 
+    Raises:
+        UserError: none of the results is there.
+    """
     # Figures
     entries = []
     with look():
-        for name in tqdm(args.figure or FIGURES, desc="figures", unit="figure"):
+        for name in tqdm(names or FIGURES, desc="figures", unit="figure"):
             section, draw = FIGURES[name]
             try:
-                drawn = draw(results)
+                figure = draw(results)
             except MissingResult as missing:
                 entries.append(Entry(name, section, None, str(missing), None, []))
                 continue
-            paths = save(drawn, output / "figures", name)
+            paths = save(figure, output / "figures", name)
             links = [path.relative_to(output).as_posix() for path in paths]
-            entries.append(Entry(name, section, drawn, "", paths[0], links))
+            entries.append(Entry(name, section, figure, "", paths[0], links))
     present = [entry for entry in entries if entry.drawn]
     for entry in entries:
         if not entry.drawn:
@@ -119,10 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     if not present:
         raise UserError(f"{results}: none of the results that the figures need is there")
 
-    if args.figure:
-        for entry in present:
-            print(output / "figures" / f"{entry.name}.png")
-        return
+    drawn = [entry.name for entry in present]
+    if names:
+        return drawn
 
     # Page
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -135,7 +133,37 @@ def main(argv: list[str] | None = None) -> None:
     write_text(
         output / "index.html", page_html(TITLE, facts, note, entries, scores.run_times(results))
     )
-    print(f"{output / 'index.html'}: {len(present)} of {len(entries)} figures")
+    return drawn
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draw the figures that the command line asks for and write the page."""
+    # Arguments
+    args = build_parser().parse_args(argv)
+    start_log()
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    results = require_folder(args.results, "results folder")
+    output = args.output or results / "report"
+    drawn: list[str] = []
+
+    def draw(folder: Path) -> int:
+        drawn.extend(make_report(results, folder, args.figure))
+        return 1
+
+    # Figures and page; a dry run draws them elsewhere
+    if args.dry_run:
+        seconds, size = scratch_trial(draw)
+        facts = {"figures": f"{len(drawn)} of {len(args.figure or FIGURES)}"}
+        print("\n".join(dry_run_lines(output, facts, seconds, int(size))))
+        return
+    draw(output)
+
+    # Results
+    if args.figure:
+        for name in drawn:
+            print(output / "figures" / f"{name}.png")
+    else:
+        print(f"{output / 'index.html'}: {len(drawn)} of {len(FIGURES)} figures")
 
 
 if __name__ == "__main__":

@@ -21,14 +21,15 @@ from data.expression import match_genes, read_cohort
 from data.morphology_truth import known_rows, read_factors, read_programs
 from data.pixels import images_to_pixels
 from data.splits import untrained_rows
-from metrics.conditioning import FACTORS, measure_conditioning
+from metrics.conditioning import FACTORS, conditioning_cost, measure_conditioning
 from models.generated_tiles import profile_images
 from report.evaluation import conditioning_lines
 from runtime.checkpoint import check_betavae, load_checkpoint
 from runtime.config import GANConfig, load_config
 from runtime.device import choose_device
+from runtime.dry_run import add_dry_run, dry_run_lines
 from runtime.errors import UserError, run_script
-from runtime.files import sha256_of, write_json
+from runtime.files import require_file, sha256_of, write_json
 from runtime.run import already_done, start_log
 from runtime.seeds import seed_everything
 
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=99)
     parser.add_argument("--device")
     parser.add_argument("--overwrite", action="store_true", help="replace another command's result")
+    add_dry_run(parser)
     return parser
 
 
@@ -69,7 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     record = Path(args.output).with_suffix(".request.txt")
     request = {
         "inputs": {
-            path: sha256_of(path) for path in (args.checkpoint, args.truth, args.programs) if path
+            path: sha256_of(require_file(path, "input"))
+            for path in (args.checkpoint, args.truth, args.programs)
+            if path
         },
         "options": [args.seed, args.sample_size, args.mpp],
     }
@@ -86,8 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     expression = match_genes(table, gan["genes"])[0]
     sample = profile_images(gan, betavae, args.seed, device)
 
-    # Tiles and their morphology, own profile and controls; dose response
-    content = measure_conditioning(
+    inputs = (
         lambda *given: images_to_pixels(sample(*given)).numpy(),
         expression[rows],
         truth[rows],
@@ -97,6 +100,14 @@ def main(argv: list[str] | None = None) -> None:
         args.sample_size,
         args.seed,
     )
+    if args.dry_run:
+        tiles, seconds = conditioning_cost(*inputs)
+        facts = {"held-out donors": len(rows), "programs": len(programs), "tiles": tiles}
+        print("\n".join(dry_run_lines(args.output, facts, seconds)))
+        return
+
+    # Tiles and their morphology, own profile and controls; dose response
+    content = measure_conditioning(*inputs)
 
     # Results
     checkpoint = {"path": args.checkpoint, "sha256": sha256_of(args.checkpoint)}

@@ -24,6 +24,7 @@ table lacks are 0; counts become counts per million over all genes of their tabl
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,13 @@ from data.sample_attributes import (
     slide_names,
 )
 from data.units import LOGARITHMS, normalized
+from runtime.dry_run import add_dry_run, dry_run_lines, scratch_trial
 from runtime.errors import UserError, run_script
 from runtime.files import require_file, sha256_of, write_json
 from runtime.run import already_done, log, start_log
 
 MIN_MATCHED = 0.5
+TRIAL_ROWS = 64
 UNITS = ("auto", "counts", "tpm", "cpm", *LOGARITHMS)
 NORMALIZATIONS = ("auto", "none", "cpm")
 RULES = (
@@ -115,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--slides", metavar="PATH",
         help="folder of slides (or tile stores), or a list of their names, to pair with",
     )  # fmt: skip
+    add_dry_run(parser)
     return parser
 
 
@@ -219,6 +223,7 @@ def join_rows(
 def main(argv: list[str] | None = None) -> int | None:
     """Prepare the tables of the command line as one."""
     # Arguments
+    began = time.perf_counter()
     arguments = build_parser().parse_args(argv)
     start_log()
     if not 0 <= arguments.min_matched <= 1:
@@ -237,7 +242,11 @@ def main(argv: list[str] | None = None) -> int | None:
     sources = dict.fromkeys(arguments.input, "expression table")
     sources |= {path: what for what, path in about.items() if path}
     request = {
-        **{key: value for key, value in vars(arguments).items() if key != "overwrite"},
+        **{
+            key: value
+            for key, value in vars(arguments).items()
+            if key not in ("overwrite", "dry_run")
+        },
         "sha256": {path: sha256_of(require_file(path, what)) for path, what in sources.items()},
         "slide_names": slide_names(arguments.slides) if arguments.slides else None,
     }
@@ -273,6 +282,21 @@ def main(argv: list[str] | None = None) -> int | None:
     check_names(row_names, genes, ", ".join(arguments.input))
     silent = [genes[column] for column in np.flatnonzero(expression.max(axis=0) == 0)]
     log.info("%d genes are 0 in all samples", len(silent))
+
+    if arguments.dry_run:
+        facts = {"samples": len(table), "with a slide": paired, "genes": len(genes)}
+        seconds = time.perf_counter() - began
+
+        def write(folder: Path) -> int:
+            rows = table.rows(range(min(len(table), TRIAL_ROWS)))
+            write_expression_table(folder / output.name, rows)
+            return len(rows)
+
+        each, size = scratch_trial(write)
+        seconds += len(table) * each
+        disk = int(len(table) * size) + expression.nbytes  # the binary form as well
+        print("\n".join(dry_run_lines(output, facts, seconds, disk)))
+        return
 
     # Results
     manifest = {

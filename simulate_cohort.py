@@ -20,10 +20,11 @@ Input: nothing. Output, below --output:
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -33,10 +34,11 @@ from tqdm import tqdm
 
 from data.aperio import write_aperio
 from data.synthetic_canvas import DRAW_MPP, draw_pen, enlarge_scan, random_staining
-from data.synthetic_expression import MAX_GENES, MIN_GENES, make_programs
+from data.synthetic_expression import MAX_GENES, MIN_GENES, GenePrograms, make_programs
 from data.synthetic_tables import write_csv, write_expression, write_external
 from data.synthetic_tissue import TissueFactors, draw_section
 from data.synthetic_truth import FACTORS, make_truth
+from runtime.dry_run import add_dry_run, dry_run_lines, scratch_trial
 from runtime.errors import UserError, run_script
 from runtime.files import read_json, write_json
 from runtime.run import log, start_log
@@ -44,6 +46,7 @@ from runtime.seeds import numpy_generator
 
 FORMAT = "simulated-cohort/1"
 SLIDE_GRID_PX = 256
+TRIAL_PROFILES = 20
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--workers", type=int, default=2, help="processes that draw slides (default 2)"
     )
+    add_dry_run(parser)
     return parser
 
 
@@ -96,7 +100,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be {allowed}")
 
 
-def claim_folder(output: Path, parameters: dict) -> None:
+def claim_folder(output: Path, parameters: dict, write: bool) -> None:
     """Write the parameters into a new folder, or check that an old one was made with the same."""
     record = output / "simulation.json"
     if record.is_file():
@@ -109,7 +113,7 @@ def claim_folder(output: Path, parameters: dict) -> None:
                 )
     elif output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"{output}: not empty and not a simulated cohort; choose another --output")
-    else:
+    elif write:
         write_json(record, parameters)
 
 
@@ -194,6 +198,41 @@ def draw_all(tasks: list[SlideTask], workers: int) -> Iterator[str]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def dry_run(
+    arguments: argparse.Namespace, truth: pd.DataFrame, programs: GenePrograms, parameters: dict
+) -> list[str]:
+    """Return what the cohort would need, from few profiles and a slide of each magnification."""
+    output, seed = arguments.output, arguments.seed
+    seconds = disk = 0.0
+
+    def write_profiles(folder: Path) -> int:
+        few = truth.groupby("tissue", sort=False).head(TRIAL_PROFILES)
+        write_expression(folder, few, programs, seed)
+        return few.donor.nunique()
+
+    def write_rest(folder: Path) -> int:
+        write_external(folder, programs, seed)
+        write_csv(folder / "programs.csv", programs.table())
+        write_csv(folder / "truth.csv", truth)
+        return 1
+
+    if not (output / "truth.csv").is_file():
+        for count, work in ((arguments.profiles, write_profiles), (1, write_rest)):
+            each, size = scratch_trial(work)
+            seconds, disk = seconds + count * each, disk + count * size
+    tasks = slide_tasks(output, truth, parameters)
+    workers = min(arguments.workers, os.cpu_count() or 1, max(1, len(tasks)))
+    for task in {task.magnification: task for task in tasks}.values():
+        count = sum(other.magnification == task.magnification for other in tasks)
+        each, size = scratch_trial(
+            lambda folder, task=task: bool(draw_slide(replace(task, path=folder / task.path.name)))
+        )
+        seconds, disk = seconds + count * each / workers, disk + count * size
+    facts = {"profiles": f"{arguments.profiles} per tissue", "genes": arguments.genes}
+    facts |= {"slides": f"{len(tasks)} to draw by {workers} process(es)"}
+    return dry_run_lines(output, facts, seconds, int(disk))
+
+
 def main(argv: list[str] | None = None) -> int | None:
     """Run the script; return the exit code."""
     # arguments
@@ -208,11 +247,14 @@ def main(argv: list[str] | None = None) -> int | None:
             for key in ("seed", "donors", "profiles", "genes", "slide_px")
         },
     }
-    claim_folder(output, parameters)
+    claim_folder(output, parameters, not arguments.dry_run)
 
     # truth and expression; the truth is written last: where it is, all tables are
     programs = make_programs(arguments.genes, numpy_generator(arguments.seed, "programs"))
     truth = make_truth(arguments.donors, arguments.profiles, arguments.seed)
+    if arguments.dry_run:
+        print("\n".join(dry_run(arguments, truth, programs, parameters)))
+        return 0
     if not (output / "truth.csv").is_file():
         log.info("%d profiles x %d genes x 2 tissues", arguments.profiles, arguments.genes)
         write_expression(output, truth, programs, arguments.seed)

@@ -52,6 +52,7 @@ from quiz.tiles import QuizTile, square
 from runtime.checkpoint import check_betavae, load_checkpoint
 from runtime.config import load_config
 from runtime.device import choose_device
+from runtime.dry_run import add_dry_run, dry_run_lines, scratch_trial
 from runtime.errors import UserError, run_script
 from runtime.files import write_csv, write_json
 from runtime.run import log, start_log
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     models = parser.add_argument_group("checkpoints")
     models.add_argument("--vae_checkpoint", help="betaVAE; default: the one trained with")
     models.add_argument("--device")
+    add_dry_run(parser)
     return parser
 
 
@@ -178,13 +180,13 @@ def describe(groups: dict[Cell, Any]) -> str:
     return ", ".join(sorted(counts))
 
 
-def export(quiz: Quiz, folder: Path) -> None:
-    """Write answers.csv and study.json."""
+def export(quiz: Quiz, folder: Path) -> int:
+    """Write answers.csv and study.json; return the number of answers."""
     study = quiz.config.study
     answers = answer_table(quiz.store, quiz.tiles, [scale.key for scale in study.scales])
     write_csv(folder / "answers.csv", answers)
     write_json(folder / "study.json", study_numbers(answers, study))
-    print(f"{folder}: {len(answers)} answers")
+    return len(answers)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -216,8 +218,8 @@ def prepare(store: Store, args: argparse.Namespace, config: QuizConfig) -> None:
         raise UserError(f"{args.config}: the study differs from that of {args.store}")
 
 
-def serve(quiz: Quiz, args: argparse.Namespace) -> None:
-    """Serve a quiz until interrupted."""
+def check_games(quiz: Quiz, args: argparse.Namespace) -> None:
+    """Say what the quiz holds; raise a UserError where its tiles do not suffice for a game."""
     log.info("%s: %s", args.store, describe(quiz.cells))
     if not quiz.lengths:
         counts = ", ".join(map(str, quiz.config.question_counts))
@@ -226,6 +228,36 @@ def serve(quiz: Quiz, args: argparse.Namespace) -> None:
         quiz.plan_study()
     except TooFewTiles as error:
         log.warning("no readers can be invited: %s", error)
+
+
+def dry_run(args: argparse.Namespace, config: QuizConfig, texts: dict[str, Any]) -> list[str]:
+    """Return what the quiz would need, prepared whole in a store elsewhere."""
+    facts: dict[str, object] = {}
+    there = Path(args.store).stat().st_size if Path(args.store).is_file() else 0
+
+    def work(folder: Path) -> int:
+        path = folder / "quiz.sqlite"
+        if there:
+            with contextlib.closing(Store(args.store)) as store:
+                store.copy_to(path)
+        with contextlib.closing(Store(path)) as store:
+            prepare(store, args, config)
+            quiz = Quiz(store, config, texts)
+            facts["tiles"] = describe(quiz.cells)
+            if args.export:
+                facts["answers"] = export(quiz, folder)
+            else:
+                check_games(quiz, args)
+                facts["games"] = f"of {', '.join(map(str, quiz.lengths))} questions"
+        return 1
+
+    seconds, size = scratch_trial(work)
+    return dry_run_lines(args.export or args.store, facts, seconds, max(0, int(size) - there))
+
+
+def serve(quiz: Quiz, args: argparse.Namespace) -> None:
+    """Serve a quiz until interrupted."""
+    check_games(quiz, args)
     listener = listen(args.host, args.port)
     address = f"http://{args.host}:{listener.getsockname()[1]}/"
     server = create_server(create_app(quiz), listener)
@@ -250,6 +282,10 @@ def main(argv: list[str] | None = None) -> None:
     # Log
     start_log()
 
+    if args.dry_run:
+        print("\n".join(dry_run(args, config, texts)))
+        return
+
     # Data
     with contextlib.closing(Store(args.store)) as store:
         prepare(store, args, config)
@@ -257,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # Results, or server
         if args.export:
-            export(quiz, Path(args.export))
+            print(f"{args.export}: {export(quiz, Path(args.export))} answers")
         else:
             serve(quiz, args)
 

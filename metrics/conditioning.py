@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.morphology import morphology_of_tiles
+from runtime.dry_run import seconds_per_unit
 from runtime.seeds import numpy_generator
 
 # The order of metrics.morphology.Morphology.
@@ -17,6 +18,7 @@ RESAMPLES = 1000
 SWAPPED = 8  # profiles and noises of the swap measurement
 DOSES = np.arange(-2.0, 3.0)  # standard deviations of a program's activity
 DOSED = 16  # profiles that are moved
+CONTROLS = 4  # each donor's own profile, another's, zero and the class mean
 
 TileMaker = Callable[[np.ndarray, int, int], np.ndarray]
 
@@ -91,6 +93,31 @@ def measure_conditioning(
         "n_donors": len(expression),
         "tiles_per_donor": tiles_per_donor,
     }
+
+
+def conditioning_cost(
+    tiles: TileMaker,
+    expression: np.ndarray,
+    truth: np.ndarray,
+    class_mean: np.ndarray,
+    programs: Mapping[str, np.ndarray],
+    mpp: float,
+    tiles_per_donor: int,
+    seed: int,
+) -> tuple[int, float]:
+    """Return how many tiles `measure_conditioning` would make and its seconds, from one donor's.
+
+    Args: as there.
+    """
+    donors = len(expression)
+    profiles = donors * CONTROLS + len(programs) * len(DOSES) * min(donors, DOSED)
+    count = profiles * tiles_per_donor + min(donors, SWAPPED) * SWAPPED
+
+    def work() -> int:
+        morphology_of_tiles(tiles(expression[0], 0, tiles_per_donor), mpp)
+        return tiles_per_donor
+
+    return count, count * seconds_per_unit(work)
 
 
 def conditioning_scores(

@@ -16,8 +16,9 @@ from metrics.expression_recovery import (
     read_expression,
     recovery_scores,
 )
-from metrics.features import FeatureExtractor, TileSource
+from metrics.features import FeatureCost, FeatureExtractor, TileSource
 from metrics.statistics import difference, summary
+from runtime.dry_run import seconds_per_unit
 from runtime.errors import UserError
 from runtime.seeds import numpy_generator
 
@@ -56,6 +57,36 @@ def compare_tiles(
     except (ValueError, np.linalg.LinAlgError) as error:
         raise UserError(f"{' against '.join(labels)}: {error}") from error
     return result
+
+
+def comparison_cost(
+    extractor: FeatureExtractor,
+    comparisons: Sequence[Sequence[Sequence[Tiles]]],
+    floors: Sequence[Sequence[Sequence[Tiles]]],
+    others: Sequence[Tiles],
+    resamples: int,
+) -> FeatureCost:
+    """Return what comparisons would take, from features of a few tiles and a draw of noise.
+
+    Args:
+        comparisons: the draws of both sides of each. floors: likewise, without interval.
+        others: tiles whose features are needed besides.
+        resamples: as for `compare_tiles`.
+    """
+    if not comparisons:
+        return FeatureCost(0, 0, 0.0, 0)
+    draws = [draw for sides in (*comparisons, *floors) for side in sides for draw in side]
+    cost = extractor.cost([tile for tiles in (*draws, *others) for tile in tiles])
+    noise = np.random.default_rng(0)
+    sides = [
+        [noise.standard_normal((len(side[0]), cost.width), np.float32)] for side in comparisons[0]
+    ]
+    whole, plain = (
+        seconds_per_unit(lambda n=n: bool(compare_draws(*sides, 0, n))) for n in (resamples, 0)
+    )
+    every = sum(len(one) for one, _ in (*comparisons, *floors)) * plain
+    seconds = cost.seconds + every + len(comparisons) * max(0.0, whole - plain)
+    return cost._replace(seconds=seconds)
 
 
 def copying_of(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from metrics.networks import NetworkFile, load_network, prepare_images
 from runtime.device import autocast
+from runtime.dry_run import seconds_per_unit
 from runtime.errors import UserError
 from runtime.files import atomic_path
 
@@ -32,6 +35,15 @@ class TileSource(Protocol):
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield pixels uint8 (H, W, 3) of the tiles of these numbers, in their order."""
+
+
+class FeatureCost(NamedTuple):
+    """Tiles not kept yet, width of a row of features, seconds, bytes in the cache."""
+
+    tiles: int
+    width: int
+    seconds: float
+    disk_bytes: int
 
 
 class FeatureExtractor:
@@ -94,6 +106,32 @@ class FeatureExtractor:
                 for key in {key for key, _ in part}:
                     self._save(sources[key], known[key])
         return np.stack([known[id(source)][index] for source, index in tiles])
+
+    def cost(self, tiles: Sequence[tuple[TileSource, int]]) -> FeatureCost:
+        """Return what `features` of tiles would take, from two batches of them; nothing is kept."""
+        files = {id(source): self._file(source) for source, _ in tiles}
+        distinct = {(files[id(source)], index): source for source, index in tiles}
+        of_file = {file: source for (file, _), source in distinct.items()}
+        known = {file: self._load(source).keys() for file, source in of_file.items()}
+        missing = [
+            (source, index)
+            for (file, index), source in distinct.items()
+            if index not in known[file]
+        ]
+        if not missing:
+            return FeatureCost(0, self.features(tiles[:1]).shape[1], 0.0, 0)
+        sample = missing[:: -(-len(missing) // (2 * self.batch_size))]
+        trial, widths = copy.copy(self), []
+
+        def work() -> int:
+            with tempfile.TemporaryDirectory() as scratch:
+                trial.cache = Path(scratch)
+                widths.append(trial.features(sample, "trial").shape[1])
+            return len(sample)
+
+        seconds = len(missing) * seconds_per_unit(work)
+        row = 4 * widths[0] + 8  # bytes: float32, and the tile's number
+        return FeatureCost(len(missing), widths[0], seconds, len(missing) * row)
 
     def _compute(
         self, part: list[tuple[int, int]], sources: dict[int, TileSource], bar: tqdm

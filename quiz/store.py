@@ -132,6 +132,11 @@ class Store:
             finally:
                 connection.execute(end)
 
+    def copy_to(self, path: Path) -> None:
+        """Copy the store as it is now, while others may write to it, into a new file."""
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            self._connection.backup(copy)
+
     def close(self) -> None:
         """Close this thread's connection."""
         if hasattr(self._local, "connection"):

@@ -1,7 +1,8 @@
 """Dry runs: what a command would need, found out before days of compute.
 
 A script adds the flag, does everything up to its first heavy step, measures a few of its units
-with `seconds_per_unit`, or the first steps of its loop with `StepTrial`, and ends with
+with `seconds_per_unit`, those that write files with `scratch_trial`, or the first steps of its loop
+with `StepTrial`, and ends with
 `print("\\n".join(dry_run_lines(...)))` and `return`.
 """
 
@@ -12,6 +13,7 @@ import os
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,9 +52,11 @@ def dry_run_lines(
     Raises:
         UserError: the output cannot be written, or memory or disk do not suffice.
     """
-    folder = Path(output).absolute()
+    path = folder = Path(output).absolute()
     while not folder.exists():
         folder = folder.parent
+    if folder.is_file() and folder != path:
+        raise UserError(f"{output}: cannot be written ({folder} is a file)")
     folder = folder if folder.is_dir() else folder.parent
     if not os.access(folder, os.W_OK):
         raise UserError(f"{output}: cannot be written (no permission in {folder})")
@@ -81,6 +85,21 @@ def seconds_per_unit(work: Callable[[], int]) -> float:
     work()
     began = time.perf_counter()
     return (count := work()) and (time.perf_counter() - began) / count
+
+
+def scratch_trial(work: Callable[[Path], int]) -> tuple[float, float]:
+    """Return the seconds and the bytes of files that a unit of work takes, from one call.
+
+    Args:
+        work: writes some units into the folder that it is given, which is removed afterwards, and
+            returns how many.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.perf_counter()
+        count = work(Path(scratch))
+        seconds = time.perf_counter() - began
+        files = [path.stat().st_size for path in Path(scratch).rglob("*") if path.is_file()]
+    return seconds / count, sum(files) / count
 
 
 class StepTrial:

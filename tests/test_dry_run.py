@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from runtime import dry_run
-from runtime.dry_run import dry_run_lines, seconds_per_unit, size_text, time_text
+from runtime.dry_run import (
+    dry_run_lines,
+    scratch_trial,
+    seconds_per_unit,
+    size_text,
+    time_text,
+)
 from runtime.errors import UserError
 
 
@@ -41,6 +49,25 @@ def test_a_unit_is_timed_after_one_warm_up(monkeypatch):
 
     assert seconds_per_unit(work) == 0.5
     assert len(calls) == 2
+
+
+def test_files_of_a_trial_are_counted_per_unit_and_removed():
+    folders = []
+
+    def work(folder: Path) -> int:
+        folders.append(folder)
+        (folder / "a").mkdir()
+        (folder / "a" / "b").write_bytes(b"x" * 300)
+        return 3
+
+    assert scratch_trial(work)[1] == 100
+    assert not folders[0].exists()
+
+
+def test_an_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file"):
+        dry_run_lines(tmp_path / "file" / "out.json", {}, 1)
 
 
 def test_amounts_are_told_as_people_say_them():
