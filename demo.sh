@@ -44,12 +44,12 @@ export OMP_NUM_THREADS=1
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 finish() { wait $! || { tail -n 1 "$1" >&2; exit 1; }; }
 step "2.1 GAN: tiles from noise"
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/gan_brain --model_dir $MODELS/gan_brain --num_epochs 6 --gan_type dcgan --loss_type relativistic --num_patches 600 > demo/logs/gan_brain.log 2>&1 &
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/gan_lung --model_dir $MODELS/gan_lung --num_epochs 9 --gan_type dcgan --loss_type relativistic --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/gan_brain --model_dir $MODELS/gan_brain --num_epochs 5 --gan_type dcgan --loss_type relativistic --num_patches 600 > demo/logs/gan_brain.log 2>&1 &
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/gan_lung --model_dir $MODELS/gan_lung --num_epochs 7 --gan_type dcgan --loss_type relativistic --num_patches 600
 finish demo/logs/gan_brain.log
 step "2.2 RNA-GAN: tiles from the patient's expression"
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/rna-gan_brain --model_dir $MODELS/rna-gan_brain --num_epochs 6 --gan_type dcgan --loss_type relativisticvae --num_patches 600 > demo/logs/rna-gan_brain.log 2>&1 &
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/rna-gan_lung --model_dir $MODELS/rna-gan_lung --num_epochs 9 --gan_type dcgan --loss_type relativisticvae --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/rna-gan_brain --model_dir $MODELS/rna-gan_brain --num_epochs 5 --gan_type dcgan --loss_type relativisticvae --num_patches 600 > demo/logs/rna-gan_brain.log 2>&1 &
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/rna-gan_lung --model_dir $MODELS/rna-gan_lung --num_epochs 7 --gan_type dcgan --loss_type relativisticvae --num_patches 600
 finish demo/logs/rna-gan_brain.log
 unset OMP_NUM_THREADS
 step "2.3 Does the profile reach the tile? Morphology of tiles against the truth"
@@ -62,9 +62,9 @@ done
 step "3 FID of the fifteen pairs, and one of them spelled out, with copies of training tiles looked for"
 L="--config configs/demo/gan_run_lung.json" B="--config configs/demo/gan_run_brain.json"
 V="--vae --vae_checkpoint $VAE"
-python3 fid.py --table configs/demo/fid_table.json --sample_size 24 --draws 5 --cache demo/features --output demo/fid
+python3 fid.py --table configs/demo/fid_table.json --sample_size 16 --draws 5 --cache demo/features --output demo/fid
 python3 fid.py --checkpoint $MODELS/rna-gan_lung.model --config configs/demo/gan_run_lung.json $V --patient1 $LUNG \
-  --sample_size 24 --draws 5 --copying 32 --cache demo/features --output demo/copying/rna-gan_lung.json
+  --sample_size 16 --draws 5 --copying 32 --cache demo/features --output demo/copying/rna-gan_lung.json
 
 step "4.1 Tiles of a patient: real, RNA-GAN and GAN side by side"
 python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/gan_lung.model $L --sample_size 64 $V --patient1 $LUNG --save_path demo/generated/patient_lung
@@ -77,13 +77,13 @@ python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model $L --s
 step "4.4 Tiles of many patients, for the classifier and the feature map"
 for tissue in lung brain; do
   python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_$tissue.model --checkpoint2 $MODELS/gan_$tissue.model --config configs/demo/gan_run_$tissue.json \
-    --sample_size 120 $V --all_patients --num_patients 24 --features inception --save_path demo/generated/all_$tissue
+    --sample_size 72 $V --all_patients --num_patients 24 --features inception --save_path demo/generated/all_$tissue
 done
 
 step "5 Toy classifier: lung or brain, trained on real tiles, generated ones or both, tested on real ones"
 real="demo/generated/all_lung/tiles_real.csv demo/generated/all_brain/tiles_real.csv"
 generated="demo/generated/all_lung/tiles_rna-gan.csv demo/generated/all_brain/tiles_rna-gan.csv"
-python3 wsi_model.py --patch_data_path demo/generated --csv_path $real --generated_csv $generated --network small --num_epochs 6 --output demo/classifier/rna-gan
+python3 wsi_model.py --patch_data_path demo/generated --csv_path $real --generated_csv $generated --network small --num_epochs 4 --output demo/classifier/rna-gan
 
 step "6 Figures and the report"
 python3 figures.py --results demo --output demo/report --all
