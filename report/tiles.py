@@ -50,7 +50,7 @@ def draw_history(results: Path) -> Drawn:
         if "fid" in history:
             measured = history.dropna(subset="fid")
             row[2].plot(measured.step, measured.fid, marker=".", color="C0")
-            row[2].set_title(f"{run}: FID, held-out tiles")
+            row[2].set_title(f"{run}: FID, held-out")
         elif followed:
             row[2].set_visible(False)
         for axis in row:
