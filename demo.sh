@@ -29,8 +29,9 @@ done
 
 step "1.1 betaVAE: training"
 python3 betaVAE_training.py --seed 99 --config configs/demo/betavae_tissues.json --log 1 --parallel 0
-step "1.2 betaVAE: interpolation between tissues"
+step "1.2 betaVAE: interpolation between tissues and between sexes"
 python3 betaVAE_interpolation.py --seed 99 --config configs/demo/betavae_tissues.json --log 0 --parallel 0
+python3 betaVAE_interpolation.py --seed 99 --config configs/demo/betavae_tissues.json --type sex --annotations demo/cohort/annotations.tsv
 step "1.3 betaVAE: samples, and lung shifted to brain and back"
 python3 betaVAE_sample.py --seed 99 --config configs/demo/betavae_tissues.json --log 0 --parallel 0
 python3 betaVAE_sample.py --seed 99 --config configs/demo/betavae_tissues.json --num_samples 100 \
