@@ -39,7 +39,11 @@ class ProfileLatents(nn.Module):
     def forward(self, noise: Tensor) -> Tensor:
         """Return images (N, 3, S, S) of the step's profiles; `noise` (N, D) is left alone."""
         given = self.profiles
-        mu = self.mu[given] if self.encoder is None else self.encoder(given).mu
+        if self.encoder is None:
+            mu = self.mu[given]
+        else:
+            noise = self.encoder.draw_noise(len(given), torch.Generator(given.device))
+            mu = self.encoder(given, noise).mu
         return self.generator(published_latents(mu))
 
 
