@@ -75,7 +75,7 @@ FREE = (
 TRIAL_STEPS = 3
 TOLD_WITHIN_S = 30.0
 LOSSES = ("loss", "reconstruction", "kl")
-EVIDENCE_PROFILES = 2000  # at most so many are compared in memory
+EVIDENCE_PROFILES = 1000  # at most so many are compared in memory
 ACTIVE_VARIANCE = 0.01  # a dimension is active when mu varies more: Burda et al. 2016 (1509.00519)
 
 
