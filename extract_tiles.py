@@ -34,7 +34,6 @@ from typing import Any
 import openslide
 import pandas as pd
 import PIL
-import torch
 from tqdm import tqdm
 
 from data.expression import read_cohort
@@ -59,13 +58,11 @@ from data.tiling_status import (
     write_table,
 )
 from data.tissue import MASKS
-from models.profiles import ProfileEncoder
 from report.contact_sheet import SlideEntry, write_contact_sheet
-from runtime.checkpoint import check_genes, load_checkpoint
-from runtime.device import choose_device
 from runtime.errors import UserError, run_script
 from runtime.files import read_json, require_folder, sha256_of, write_json
 from runtime.run import already_done, log, start_log, write_run_record
+from runtime.versions import versions
 from runtime.workers import Lost, run_in_workers
 
 STATUS_EVERY_S = 5.0
@@ -257,7 +254,7 @@ def print_environment() -> None:
     """Print the versions that reading slides depends on."""
     print(
         f"Python {sys.version.split()[0]}, OpenSlide {openslide.__library_version__} (Python"
-        f" binding {openslide.__version__}), Pillow {PIL.__version__}, torch {torch.__version__},"
+        f" binding {openslide.__version__}), Pillow {PIL.__version__}, torch {versions()['torch']},"
         f" {os.cpu_count()} CPU cores"
     )
     print(
@@ -314,6 +311,11 @@ def export_stores(arguments: argparse.Namespace, patch_path: Path) -> None:
 
 def latents_of_slides(arguments: argparse.Namespace, patch_path: Path) -> dict[Path, list[float]]:
     """Return the betaVAE latent (mu) of every slide that has a profile and a store, by store."""
+    # Tiling alone needs no torch, which takes seconds to import.
+    from models.profiles import ProfileEncoder
+    from runtime.checkpoint import check_genes, load_checkpoint
+    from runtime.device import choose_device
+
     content = load_checkpoint(arguments.vae_checkpoint, "betavae")
     encoder = ProfileEncoder.from_checkpoint(content, choose_device(arguments.device))
     table = read_cohort(arguments.path_csv)

@@ -59,13 +59,14 @@ from metrics.networks import INPUT_RULES, find_network
 from models.generated_tiles import GeneratedTiles, profile_images
 from report.evaluation import closest_pairs, conditioning_lines, result_lines, save_table
 from report.style import DPI, look
-from runtime.checkpoint import check_betavae, check_genes, load_checkpoint, versions
+from runtime.checkpoint import check_betavae, check_genes, load_checkpoint
 from runtime.config import GANConfig, load_config
 from runtime.device import choose_device
 from runtime.dry_run import add_dry_run, dry_run_lines
 from runtime.errors import UserError, run_script
 from runtime.fid_table import Pair, PairTable, check_pair
 from runtime.files import atomic_path, read_json, sha256_of, write_json
+from runtime.versions import versions
 
 CONDITIONING_TILES = 16  # per held-out donor
 FLOOR_SAMPLES = 4  # samples of tiles the floor is made of, so that its halves mostly hold one each

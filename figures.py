@@ -26,11 +26,11 @@ from tqdm import tqdm
 from report import classifier, dose, expression, feature_map, quality, scores, study, tiles
 from report.page import Entry, page_html
 from report.style import DPI, Drawn, MissingResult, look
-from runtime.checkpoint import versions
 from runtime.dry_run import add_dry_run, dry_run_lines, scratch_trial
 from runtime.errors import UserError, run_script
 from runtime.files import atomic_path, require_folder, write_csv, write_text
 from runtime.run import log, start_log
+from runtime.versions import versions
 
 TITLE = "RNA-GAN: report of a run"
 # Name of each figure, section of the page, and the function that draws it from the results folder.

@@ -173,11 +173,11 @@ def slide_tasks(output: Path, truth: pd.DataFrame, parameters: dict) -> list[Sli
 
 
 def _process_context() -> BaseContext:
-    """Return how workers start: where possible from a server that has torch loaded once."""
+    """Return how workers start: where possible from a server that has pandas loaded once."""
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "pandas", "scipy.spatial"])
+    context.set_forkserver_preload(["pandas", "scipy.spatial"])
     return context
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from runtime.errors import UserError
 from runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # zlib's run-length strategy: three times as fast as the default on H&E tiles, files as small.
 PNG_STRATEGY = {"compress_level": 1, "compress_type": 3}
@@ -25,7 +27,7 @@ def pixels_to_images(pixels: Tensor) -> Tensor:
 def images_to_pixels(images: Tensor) -> Tensor:
     """Return uint8 pixels (N, H, W, 3) from images (N, 3, H, W) in [-1, 1], clipped."""
     levels = images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return levels.byte().permute(0, 2, 3, 1).contiguous()
 
 
 def resize_pixels(pixels: np.ndarray, px: int) -> np.ndarray:

@@ -12,19 +12,19 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from data.encoding import SUFFIXES, decode_image, encode_jpeg, encode_png
 from data.pixels import IMAGE_SUFFIXES, resize_pixels
 from runtime.errors import UserError
 from runtime.files import atomic_path
 from runtime.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "rna-gan-tiles/1"
 SLIDE_SUFFIXES = (
@@ -304,7 +304,7 @@ def open_tile_store(path: str | Path, limit: int | None = None) -> TileStore:
     return TileStore(path, limit)
 
 
-class TileDataset(Dataset[tuple[Tensor, int]]):
+class TileDataset:
     """Tiles of many stores: item (uint8 pixels (px, px, 3), number of its store in the list given).
 
     A tile costs about 40 bytes, and a process keeps at most 64 files open, whatever their number.
@@ -349,6 +349,8 @@ class TileDataset(Dataset[tuple[Tensor, int]]):
         pixels = self.stores[store].read(tile)
         if self.image_px is not None:
             pixels = resize_pixels(pixels, self.image_px)
+        import torch  # seconds, and not needed to write tiles
+
         # PIL's arrays are read-only, which torch warns about.
         return torch.from_numpy(pixels.copy()), store
 

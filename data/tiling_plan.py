@@ -15,7 +15,7 @@ from data.tiling import TilingSettings, plan_slide, tile_slide
 from runtime.workers import Lost, run_in_workers
 
 PROBED_SLIDES, PROBED_TILES = 3, 48
-PRELOAD = ("__main__", "data.tiling", "torch", "pandas")
+PRELOAD = ("__main__", "data.tiling", "pandas")
 
 
 class Cost(NamedTuple):

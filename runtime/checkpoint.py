@@ -5,29 +5,19 @@ from __future__ import annotations
 import glob
 import os
 import pickle
-import platform
 import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from runtime.errors import UserError
 from runtime.files import atomic_path, require_file, sha256_of
+from runtime.versions import versions
 
 FORMAT = "rna-gan-suite/1"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }
 
 
 def save_checkpoint(path: str | Path, stage: str, content: dict[str, Any], keep: int = 1) -> None:

@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.checkpoint import versions
 from runtime.errors import UserError
 from runtime.files import read_json, write_json
+from runtime.versions import versions
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

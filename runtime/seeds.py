@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch, and ask torch for deterministic algorithms on the CPU."""
+    import torch  # seconds, and not needed by every script
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -24,6 +29,8 @@ def derived_seed(seed: int, *position: int | str) -> int:
 
 def torch_generator(seed: int, *position: int | str) -> torch.Generator:
     """Return a CPU torch.Generator for one position of a run, e.g. `(seed, "step", 120)`."""
+    import torch
+
     return torch.Generator().manual_seed(derived_seed(seed, *position))
 
 
