@@ -52,13 +52,15 @@ step "2.2 RNA-GAN: tiles from the patient's expression"
 python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/rna-gan_brain --model_dir $MODELS/rna-gan_brain --num_epochs 5 --gan_type dcgan --loss_type relativisticvae --num_patches 600 > demo/logs/rna-gan_brain.log 2>&1 &
 python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/rna-gan_lung --model_dir $MODELS/rna-gan_lung --num_epochs 7 --gan_type dcgan --loss_type relativisticvae --num_patches 600
 finish demo/logs/rna-gan_brain.log
-unset OMP_NUM_THREADS
 step "2.3 Does the profile reach the tile? Morphology of tiles against the truth"
-for tissue in brain lung; do
-  python3 measure_conditioning.py --checkpoint $MODELS/rna-gan_$tissue.model \
-    --config configs/demo/gan_run_$tissue.json --truth demo/cohort/truth.csv \
-    --programs demo/cohort/programs.csv --mpp 1.0 --output demo/conditioning/$tissue.json
-done
+measure() {
+  python3 measure_conditioning.py --checkpoint $MODELS/rna-gan_$1.model --config configs/demo/gan_run_$1.json \
+    --truth demo/cohort/truth.csv --programs demo/cohort/programs.csv --mpp 1.0 --output demo/conditioning/$1.json
+}
+measure brain > demo/logs/conditioning_brain.log 2>&1 &
+measure lung
+finish demo/logs/conditioning_brain.log
+unset OMP_NUM_THREADS
 
 step "3 FID of the fifteen pairs, and one of them spelled out, with copies of training tiles looked for"
 L="--config configs/demo/gan_run_lung.json" B="--config configs/demo/gan_run_brain.json"
@@ -76,10 +78,13 @@ python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_brain.model $B --
 step "4.3 What if: the genes of nuclear density moved by -2 to +2 standard deviations, the noise kept"
 python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model $L --seeds 0-7 $V --patient1 $LUNG --program demo/cohort/programs.csv --program_name nuclear_density --dose -2..2 --steps 5 --save_path demo/generated/dose_lung
 step "4.4 Tiles of many patients, for the classifier and the feature map"
-for tissue in lung brain; do
-  python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_$tissue.model --checkpoint2 $MODELS/gan_$tissue.model --config configs/demo/gan_run_$tissue.json \
-    --sample_size 72 $V --all_patients --num_patients 24 --features inception --save_path demo/generated/all_$tissue
-done
+many() {
+  OMP_NUM_THREADS=1 python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_$1.model --checkpoint2 $MODELS/gan_$1.model \
+    --config configs/demo/gan_run_$1.json --sample_size 72 $V --all_patients --num_patients 24 --features inception --save_path demo/generated/all_$1
+}
+many brain > demo/logs/generated_brain.log 2>&1 &
+many lung
+finish demo/logs/generated_brain.log
 
 step "5 Toy classifier: lung or brain, trained on real tiles, generated ones or both, tested on real ones"
 real="demo/generated/all_lung/tiles_real.csv demo/generated/all_brain/tiles_real.csv"
