@@ -38,7 +38,7 @@ from tqdm import tqdm
 from data.expression import ExpressionTable, read_cohort
 from data.profile_batches import epoch_batches, read_batches
 from data.splits import PARTITIONS, load_split
-from metrics.expression_agreement import reconstruction_evidence
+from metrics.expression_agreement import active_dimensions, reconstruction_evidence
 from models.betavae import BetaVAE, Reconstruction, betavae_loss
 from models.profiles import BATCH, ExpressionScaler, ProfileEncoder
 from models.schedules import kl_weight, learning_rate
@@ -76,7 +76,6 @@ TRIAL_STEPS = 3
 TOLD_WITHIN_S = 30.0
 LOSSES = ("loss", "reconstruction", "kl")
 EVIDENCE_PROFILES = 1000  # at most so many are compared in memory
-ACTIVE_VARIANCE = 0.01  # a dimension is active when mu varies more: Burda et al. 2016 (1509.00519)
 
 
 @dataclass
@@ -419,7 +418,7 @@ def report_latents(
         "profiles": len(table),
         "tissues_without_training_profile": untrained_tissues(table, encoder.split),
         "latent_dim": mu.shape[1],
-        "active_latent_dims": int((mu.var(dim=0) > ACTIVE_VARIANCE).sum()),
+        "active_latent_dims": active_dimensions(mu.numpy()),
         "reconstruction_mse": {"/".join(key): float(value) for key, value in mse.items()},
     }
     return pd.concat([about, columns], axis=1), summary
