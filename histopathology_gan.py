@@ -216,7 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with processes.together():
             setup = prepare(args, processes)
-        if setup.progress.epoch >= args.num_epochs:
+        minutes_up = args.max_minutes and setup.progress.elapsed_s > 60 * args.max_minutes
+        if setup.progress.epoch >= args.num_epochs or minutes_up:
             log.info("%s.model: up to date", args.model_dir)
         elif args.dry_run:
             print("\n".join(dry_run(args, setup, processes)))

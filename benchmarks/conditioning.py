@@ -1,10 +1,11 @@
 """Does the profile reach the tile? On the simulated cohort with known truth, and on HER2ST.
 
-Simulated: RNA-GANs of lung, brain and of both at 64 px, and the published formulation, measured on
-held-out donors by measure_conditioning.py. HER2ST: expression read back from tiles generated for
-held-out spots, by a ridge fitted on real training tiles, against real tiles, shuffled and zero
-profiles; FID against the unconditional model's; nuclear density of generated against real tiles.
-One JSON line per figure. Nothing else should run meanwhile.
+Simulated: RNA-GANs of lung, brain and of both at 64 px, the published formulation, and lung with
+less in the critic, measured on held-out donors by measure_conditioning.py. HER2ST: expression read
+back from tiles generated for held-out spots, by a ridge fitted on real training tiles, against real
+tiles, shuffled and zero profiles; FID against the unconditional model's; nuclear density of
+generated against real tiles. One JSON line per figure. Nothing else should run meanwhile. A run
+that was stopped continues with the same --work.
 
     python3 -m benchmarks.conditioning --part simulated --minutes 15 --work work
     python3 -m benchmarks.conditioning --part her2st --minutes 12 --work work
@@ -78,28 +79,41 @@ def published_keys() -> dict:
     return {key: value for key, value in published.items() if key not in {*ours, *shape}}
 
 
-def measure_simulated(work: Path, minutes: float, seeds: list[int]) -> None:
-    """Train and measure on the simulated cohort."""
-    simulated_cohort(work)
+def simulated_runs() -> dict[str, tuple[dict, str, list[str]]]:
+    """Return, by name, the config's keys, the loss and the tissues of every model."""
     base = {tissue: read_json(ROOT / f"configs/demo/gan_run_{tissue}.json") for tissue in TISSUES}
     both = base["lung"] | {
         key: base["lung"][key] + base["brain"][key] for key in ("path_csv", "patch_data_path")
     }
-    runs = [(tissue, base[tissue], "relativisticvae", [tissue]) for tissue in TISSUES]
-    runs += [("both", both, "relativisticvae", list(TISSUES))]
-    runs += [("published lung", base["lung"] | published_keys(), "wganvae", ["lung"])]
+    runs = {tissue: (base[tissue], "relativisticvae", [tissue]) for tissue in TISSUES}
+    runs["both"] = (both, "relativisticvae", list(TISSUES))
+    runs["published"] = (base["lung"] | published_keys(), "wganvae", ["lung"])
+    for seen in ("none", "projection", "regression"):
+        keys = base["lung"] | {"critic_conditioning": seen}
+        runs[f"critic-{seen}"] = (keys, "relativisticvae", ["lung"])
+    return runs
+
+
+def measure_simulated(
+    work: Path, minutes: float, seeds: list[int], only: list[str], processes: int
+) -> None:
+    """Train and measure on the simulated cohort; finished models are kept."""
+    simulated_cohort(work)
+    runs = simulated_runs()
     for seed in seeds:
-        for name, keys, loss_type, tissues in runs:
-            label = f"{name.replace(' ', '-')}_{seed}"
+        for name in only or runs:
+            keys, loss_type, tissues = runs[name]
+            label = f"{name}_{seed}"
             config = write_config(work, label, keys | {"metrics_every": 0, "grid_every": 10})
             run(
                 work,
                 f"histopathology_gan.py --config {config} --seed {seed} --loss_type {loss_type}"
                 f" --num_epochs 100000 --max_minutes {minutes} --image_dir images/{label}"
                 f" --model_dir models/{label}",
+                processes,
             )
             for tissue in tissues:
-                own = write_config(work, f"{tissue}_table", base[tissue])
+                own = write_config(work, f"{tissue}_table", runs[tissue][0])
                 output = work / f"conditioning/{label}_{tissue}.json"
                 run(
                     work,
@@ -126,7 +140,9 @@ def _named(score: dict) -> dict:
     return {"ours": score["r"], "low": score["low"], "high": score["high"]}
 
 
-def measure_her2st(work: Path, minutes: float, seeds: list[int]) -> None:
+def measure_her2st(
+    work: Path, minutes: float, seeds: list[int], only: list[str], processes: int
+) -> None:
     """Train on three sections of HER2ST and measure on the fourth."""
     spots = her2st.prepare(work)
     run(work, f"betaVAE_training.py --config {write_config(work, 'vae', her2st.BETAVAE)}")
@@ -139,8 +155,8 @@ def measure_her2st(work: Path, minutes: float, seeds: list[int]) -> None:
     training = meter.features(pixels[~held_out])
     reader = fit_expression_reader(training, logged[~held_out][:, genes])
     for seed in seeds:
-        train_ours(work, "rna dcgan", minutes, seed)
-        plain = meter.measure(train_ours(work, "dcgan", minutes, seed)).fid
+        train_ours(work, "rna dcgan", minutes, seed, processes)
+        plain = meter.measure(train_ours(work, "dcgan", minutes, seed, processes)).fid
         gan = load_checkpoint(work / f"models/rna-dcgan_{seed}.model", "gan")
         generator = load_generator(gan, torch.device("cpu"))
         conditioning, mu = Conditioning.from_checkpoint(gan["conditioning"]), latents(work)
@@ -207,12 +223,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--part", choices=("simulated", "her2st"), required=True)
     parser.add_argument("--minutes", type=float, required=True, help="training of each model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--processes", type=int, default=1, help="that train a model, by torchrun")
+    parser.add_argument("--only", nargs="+", help="simulated: these models")
     parser.add_argument("--work", help="folder that keeps models and pictures")
     args = parser.parse_args(argv)
     work = Path(args.work or tempfile.mkdtemp()).resolve()
     work.mkdir(parents=True, exist_ok=True)
     measure = {"simulated": measure_simulated, "her2st": measure_her2st}[args.part]
-    measure(work, args.minutes, args.seeds)
+    measure(work, args.minutes, args.seeds, args.only, args.processes)
 
 
 if __name__ == "__main__":

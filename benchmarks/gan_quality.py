@@ -43,7 +43,9 @@ PEERS = ("published GAN", "published RNA-GAN")
 TARGETS = {"dcgan": 0.6, "rna dcgan": 0.6, "r3gan": 0.45, "rna r3gan": 0.45}
 
 
-def train_ours(work: Path, name: str, minutes: float, seed: int) -> torch.Tensor:
+def train_ours(
+    work: Path, name: str, minutes: float, seed: int, processes: int = 1
+) -> torch.Tensor:
     """Return pixels (N, 64, 64, 3) of our model, one tile per held-out spot."""
     gan_type, loss_type, changes = OURS[name]
     label = f"{name.replace(' ', '-')}_{seed}"
@@ -53,6 +55,7 @@ def train_ours(work: Path, name: str, minutes: float, seed: int) -> torch.Tensor
         f"histopathology_gan.py --config {config} --seed {seed} --gan_type {gan_type}"
         f" --loss_type {loss_type} --num_epochs 100000 --max_minutes {minutes}"
         f" --image_dir images/{label} --model_dir models/{label}",
+        processes,
     )
     return sample_ours(work, work / f"models/{label}.model", seed)
 
@@ -88,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=10.0, help="training of each model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--processes", type=int, default=1, help="that train one of our models")
     parser.add_argument("--only", nargs="+", choices=(*PEERS, *OURS), default=[*PEERS, *OURS])
     parser.add_argument("--work", help="folder that keeps models and pictures")
     args = parser.parse_args(argv)
@@ -120,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
                 images = sample_published(generator, count, None if mu is None else mu[held_out])
                 made = images_to_pixels(images)
             else:
-                made = train_ours(work, name, args.minutes, seed)
+                made = train_ours(work, name, args.minutes, seed, args.processes)
             label = f"{name.replace(' ', '-')}_{seed}"
             write_png(work / f"tiles_{label}.png", image_grid(made[:64].numpy(), 8))
             features = meter.features(made)

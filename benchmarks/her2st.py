@@ -6,6 +6,7 @@ Source: Andersson et al. 2021 (doi 10.1038/s41467-021-26271-2); 834 spots of fou
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,17 @@ def write_config(folder: Path, name: str, keys: dict) -> str:
     return f"{name}.json"
 
 
-def run(folder: Path, command: str) -> None:
-    """Run `<script>.py <options>` of this project in the folder, as a user would."""
+def run(folder: Path, command: str, processes: int = 1) -> None:
+    """Run `<script>.py <options>` of this project in the folder, as a user would.
+
+    Args:
+        folder: where it runs.
+        command: script and options.
+        processes: more than one: torchrun starts them, each with its part of the cores.
+    """
     script, *options = command.split()
-    subprocess.run([sys.executable, str(ROOT / script), *options], cwd=folder, check=True)
+    start, environment = [sys.executable], dict(os.environ)
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+    subprocess.run([*start, str(ROOT / script), *options], cwd=folder, check=True, env=environment)

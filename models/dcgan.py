@@ -90,12 +90,12 @@ class Critic(ConditionalCritic):
             blocks.append(Downsample(narrow, narrow * 2, bias=norm == "none"))
             blocks += [_norm(norm, narrow * 2), nn.LeakyReLU(SLOPE)]
         self.blocks = nn.Sequential(*blocks)
-        features = step_channels * 2**halvings * 16
         self.apply(_initialise)
-        self.build_head(features, latent_dim, conditioning, output, bias=norm != "batch")
+        channels = step_channels * 2**halvings
+        self.build_head(channels, 16, latent_dim, conditioning, output, bias=norm != "batch")
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features (N, F) of images (N, 3, H, W) in [-1, 1]."""
+        """Return the features (N, C * 16) of images (N, 3, H, W) in [-1, 1]."""
         return self.blocks(images.contiguous(memory_format=torch.channels_last)).flatten(1)
 
 

@@ -126,12 +126,12 @@ class ResidualCritic(ConditionalCritic):
         self.stages = nn.Sequential(*stages[:-1])
         # One 4 x 4 filter per channel takes the last map to one value.
         self.collapse = nn.Parameter(torch.randn(widths[-1], FIRST_PX, FIRST_PX) / FIRST_PX)
-        self.build_head(widths[-1], latent_dim, conditioning, output, bias=True)
+        self.build_head(widths[-1], 1, latent_dim, conditioning, output, bias=True)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features (N, F) of images (N, 3, H, W)."""
+        """Return the features (N, C) of images (N, 3, H, W)."""
         stages = self.stages(images.contiguous(memory_format=torch.channels_last))
-        return (stages * self.collapse).sum(dim=(2, 3))  # (N, F)
+        return (stages * self.collapse).sum(dim=(2, 3))  # (N, C)
 
 
 def stage_widths(image_px: int, step_channels: int) -> list[int]:

@@ -45,16 +45,22 @@ def features_of(weights, image):
     return features.flatten()
 
 
+def pooled(features):
+    """Return the sum (C,) of features (C * 16,) over the places of the last map."""
+    return features.view(-1, 16).sum(dim=1) / 4
+
+
 def score_of(weights, image, profile):
     features = features_of(weights, image)
     score = features @ weights["score.weight"][0] + weights["score.bias"][0]
     if profile is not None:
-        score = score + (weights["embed.weight"] @ profile * features).mean()
+        score = score + weights["embed.weight"] @ profile @ pooled(features)
     return score
 
 
 def regression_of(weights, image, profile):
-    predicted = weights["regress.weight"] @ features_of(weights, image) + weights["regress.bias"]
+    features = pooled(features_of(weights, image))
+    predicted = weights["regress.weight"] @ features + weights["regress.bias"]
     return (predicted - profile).square().mean()
 
 
