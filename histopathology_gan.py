@@ -41,6 +41,7 @@ from data.training import (
 from metrics.networks import find_network
 from metrics.quality import QualityMeter
 from models.augmentation import augmented, turned
+from models.dcgan import local_noise_dims
 from models.draws import draw_step
 from models.networks import GAN_TYPES, Networks, network_arguments
 from models.profiles import ProfileEncoder
@@ -287,12 +288,14 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         raise UserError(f"{args.config}: metrics_every needs tiles of held-out donors")
     mu = conditioning = None
     origin: dict = {}
+    local_noise = config.local_noise and args.gan_type == "dcgan"
+    extra_dims = local_noise_dims(config.img_size) if local_noise else 0
     if args.loss_type in CONDITIONAL:
         vae_path = Path(args.vae_checkpoint or config.vae_checkpoint)
         mu, origin = profile_latents(vae_path, table, device)
         population = mu[torch.from_numpy(inputs.training)]
         conditioning = Conditioning.fit(
-            population, config.latent_noise, config.noise_dim, config.latent_norm
+            population, config.latent_noise, config.noise_dim + extra_dims, config.latent_norm
         )
 
     # Model and optimiser
@@ -300,9 +303,11 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         args.gan_type,
         {"image_px": config.img_size, "step_channels": config.step_channels},
         blocks=config.residual_blocks,
+        modulation=config.generator_modulation,
+        local_noise=local_noise,
         norm=config.critic_norm,
         output=config.critic_output,
-        input_dim=conditioning.input_dim if conditioning else config.latent_dim,
+        input_dim=conditioning.input_dim if conditioning else config.latent_dim + extra_dims,
         profile_dim=mu.shape[1] if conditioning else 0,
         conditioning=config.critic_conditioning if conditioning else "none",
     )
@@ -417,7 +422,7 @@ def train(
                     torch_generator(args.seed, "step", step),
                     config.tiles_per_step,
                     config.img_size,
-                    config.latent_dim,
+                    generator.latent_dim,
                     conditioning,
                     None if profiles is None else profiles[slides[numbers]],
                     config.penalty_form == "per_batch",

@@ -23,19 +23,30 @@ class Generator(nn.Module):
         latent_dim: D.
         image_px: side, a power of two from 16 on.
         step_channels: channels of the last feature map; they double with every halving of the side.
+        modulation: let the latents scale and shift every feature map, not only make the first.
+        local_noise: add noise to every pixel of the feature maps, from latents of its own: the last
+            `local_noise_dims(image_px)` of D, which do nothing else.
 
     Source: Radford et al. 2016 (arXiv 1511.06434) in the form of torchgan 0.1.0's DCGANGenerator,
-    which RNA-GAN used: 111,815,555 parameters at 256 px, D = 2048, step_channels = 64.
+    which RNA-GAN used: 111,815,555 parameters at 256 px, D = 2048, step_channels = 64. Modulation:
+    Chen et al. 2019 (arXiv 1810.01365). Local noise: Karras et al. 2019 (arXiv 1812.04948).
     """
 
     def __init__(
-        self, latent_dim: int = 2048, image_px: int = 256, step_channels: int = 64
+        self,
+        latent_dim: int = 2048,
+        image_px: int = 256,
+        step_channels: int = 64,
+        modulation: bool = False,
+        local_noise: bool = False,
     ) -> None:
         super().__init__()
         halvings = _halvings(image_px)
         self.latent_dim, self.image_px = latent_dim, image_px
+        self.noise_sides = _noise_sides(image_px) if local_noise else []
+        shared_dim = latent_dim - sum(side**2 for side in self.noise_sides)
         self.channels = step_channels * 2**halvings
-        self.project = nn.Linear(latent_dim, self.channels * 16, bias=False)
+        self.project = nn.Linear(shared_dim, self.channels * 16, bias=False)
         self.project_norm = nn.Sequential(nn.BatchNorm2d(self.channels), nn.LeakyReLU(SLOPE))
         blocks = []
         for step in range(halvings):
@@ -49,12 +60,34 @@ class Generator(nn.Module):
         self.to_rgb = Upsample(step_channels, 3)
         self.apply(_initialise)
         nn.init.normal_(self.project.weight, std=math.sqrt(2 / (self.channels * 16)))
+        widths = [layer.num_features for layer in self.blocks if isinstance(layer, nn.BatchNorm2d)]
+        self.styles = nn.ModuleList(
+            nn.Linear(shared_dim, 2 * width) for width in widths if modulation
+        )
+        for style in self.styles:
+            nn.init.normal_(style.weight, std=0.1 / math.sqrt(shared_dim))
+            nn.init.zeros_(style.bias)
+        self.noise_strengths = nn.ParameterList(
+            torch.zeros(width, 1, 1) for width in widths if local_noise
+        )
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, 3, H, W) in [-1, 1] of latents (N, D)."""
+        sizes = [side**2 for side in self.noise_sides]
+        latents, *maps = latents.split([latents.shape[1] - sum(sizes), *sizes], dim=1)
         features = self.project(latents).unflatten(1, (self.channels, 4, 4))  # (N, C, 4, 4)
         features = self.project_norm(features.contiguous(memory_format=torch.channels_last))
-        features = self.blocks(features)  # (N, step_channels, H/2, W/2)
+        for number in range(len(self.blocks) // 3):
+            upsample, norm, activation = self.blocks[3 * number : 3 * number + 3]
+            features = norm(upsample(features))
+            if self.styles:
+                scale, shift = self.styles[number](latents)[:, :, None, None].chunk(2, dim=1)
+                features = features * (1 + scale) + shift
+            if maps:
+                side = self.noise_sides[number]
+                noise = maps[number].view(-1, 1, side, side).to(features)
+                features = features + self.noise_strengths[number].to(features) * noise
+            features = activation(features)  # at last (N, step_channels, H/2, W/2)
         return torch.tanh(self.to_rgb(features))  # (N, 3, H, W)
 
 
@@ -97,6 +130,15 @@ class Critic(ConditionalCritic):
     def features(self, images: Tensor) -> Tensor:
         """Return the features (N, C * 16) of images (N, 3, H, W) in [-1, 1]."""
         return self.blocks(images.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+
+def local_noise_dims(image_px: int) -> int:
+    """Return how many latents the local noise of a generator takes."""
+    return sum(side**2 for side in _noise_sides(image_px))
+
+
+def _noise_sides(image_px: int) -> list[int]:
+    return [8 * 2**step for step in range(_halvings(image_px))]
 
 
 def _halvings(image_px: int) -> int:

@@ -27,6 +27,8 @@ def network_arguments(
     shape: dict[str, int],
     *,
     blocks: int,
+    modulation: bool,
+    local_noise: bool,
     norm: str,
     output: str,
     input_dim: int,
@@ -38,16 +40,18 @@ def network_arguments(
     Args:
         gan_type: a key of GAN_TYPES.
         shape: `image_px` and `step_channels` of both.
-        blocks: of r3gan alone. norm: of dcgan's critic alone.
+        blocks: of r3gan alone. modulation, local_noise, norm: of dcgan alone.
         output: of the critic's score.
         input_dim: D of the generator's input.
         profile_dim, conditioning: what the critic sees of the profile; 0 and "none" for a GAN.
     """
-    own = {"norm": norm}
-    if gan_type == "r3gan":
-        shape, own = shape | {"blocks": blocks}, {}
     seen = {"output": output, "latent_dim": profile_dim, "conditioning": conditioning}
-    return {"latent_dim": input_dim, **shape}, {**shape, **own, **seen}
+    if gan_type == "r3gan":
+        shape = shape | {"blocks": blocks}
+        return {"latent_dim": input_dim, **shape}, {**shape, **seen}
+    switches = {"modulation": modulation, "local_noise": local_noise}
+    own = {name: True for name, on in switches.items() if on}
+    return {"latent_dim": input_dim, **shape, **own}, {**shape, "norm": norm, **seen}
 
 
 class Networks:

@@ -169,6 +169,13 @@ class GANConfig(CohortConfig):
     step_channels: PositiveInt = Field(
         default=64, description="channels beside the image; they double per halving; published: 64"
     )
+    generator_modulation: bool = Field(
+        default=False,
+        description="the DCGAN's latents also scale and shift every feature map; published: false",
+    )
+    local_noise: bool = Field(
+        default=False, description="the DCGAN adds noise to every pixel; published: false"
+    )
     residual_blocks: PositiveInt = Field(
         default=2, description="per resolution, of --gan_type r3gan; its paper: 2"
     )

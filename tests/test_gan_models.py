@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.dcgan import Critic, Generator
+from models.dcgan import Critic, Generator, local_noise_dims
 from models.networks import Networks
 from models.sampling import sample_images
 from models.wgan import critic_loss, generator_loss, gradient_penalty
@@ -42,6 +42,45 @@ def test_generator_gives_torchgans_output_with_its_weights(px):
     z = torch.randn(5, 10)
     torch.testing.assert_close(mine(z), theirs(z), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mine.eval()(z), theirs.eval()(z), rtol=1e-4, atol=1e-5)
+
+
+def test_switched_off_modulation_and_local_noise_leave_the_dcgan():
+    plain, more = Generator(10, 32, 4), Generator(10 + 8**2 + 16**2, 32, 4, True, True)
+    missing, unknown = more.load_state_dict(plain.state_dict(), strict=False)
+    assert not unknown
+    assert all(name.startswith(("styles.", "noise_strengths.")) for name in missing)
+    for style in more.styles:
+        nn.init.zeros_(style.weight)
+    z = torch.randn(3, more.latent_dim)
+    torch.testing.assert_close(more.eval()(z), plain.eval()(z[:, :10]))
+
+
+def test_a_map_is_scaled_and_shifted_by_the_latents_where_the_dcgan_is_not():
+    generator = Generator(10, 16, 4, modulation=True).eval()
+    for style in generator.styles:
+        nn.init.zeros_(style.weight)
+    style = generator.styles[0]
+    style.bias.data[:4], style.bias.data[4:] = 1.0, 0.25  # scale and shift of the only map
+    z = torch.randn(3, 10)
+    first = generator.project_norm(generator.project(z).unflatten(1, (8, 4, 4)))
+    features = generator.blocks[1](generator.blocks[0](first)) * 2 + 0.25
+    expected = torch.tanh(generator.to_rgb(generator.blocks[2](features)))
+    torch.testing.assert_close(generator(z), expected)
+
+
+def test_local_noise_changes_its_surroundings_alone():
+    dims = local_noise_dims(64)
+    assert dims == 8**2 + 16**2 + 32**2
+    generator = Generator(10 + dims, 64, 4, local_noise=True).eval()
+    for strength in generator.noise_strengths:
+        nn.init.ones_(strength)
+    z = torch.randn(1, 10 + dims)
+    other = z.clone()
+    other[0, 10 + 64 + 256 + 5 * 32 + 7] += 1  # pixel (5, 7) of the 32 x 32 map
+    changed = (generator(z) - generator(other)).abs().sum(dim=1)[0] > 0
+    rows, columns = changed.nonzero().T
+    assert (rows.min(), rows.max()) == (9, 12)
+    assert (columns.min(), columns.max()) == (13, 16)
 
 
 @pytest.mark.parametrize("px", [32, 64])

@@ -143,6 +143,19 @@ def test_held_out_donors_are_not_trained_on(betavae):
     assert (split[donors] == "train").all()
 
 
+def test_modulation_and_local_noise_train_resume_and_make_tiles(betavae):
+    change_config(Path("gan_lung.json"), generator_modulation=True, local_noise=True, noise_dim=2)
+    for name, loss_type in (("rna", "wganvae"), ("gan", "relativistic")):
+        once = train(name, loss_type, 2)
+        train(f"{name}_again", loss_type, 1)
+        assert same_weights(once, train(f"{name}_again", loss_type, 2))
+        assert once["generator_args"]["local_noise"]
+    generate("--checkpoint2", "models/gan.model", "--patient1", "SIM-0001-0625.svs")
+    for source in ("rna-gan", "gan"):
+        first, second = (pixels(f"out/{source}/00000{number}.png") for number in (0, 1))
+        assert (first != second).any()
+
+
 def test_published_options_train(betavae):
     change_config(
         betavae / "gan_lung.json", latent_norm="batch", critic_conditioning="none",
