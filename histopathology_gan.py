@@ -41,8 +41,8 @@ from data.training import (
 from metrics.networks import find_network
 from metrics.quality import QualityMeter
 from models.augmentation import augmented, turned
-from models.dcgan import local_noise_dims
 from models.draws import draw_step
+from models.local_noise import local_noise_dims
 from models.networks import GAN_TYPES, Networks, network_arguments
 from models.profiles import ProfileEncoder
 from models.r3gan import GROUP_WIDTH
@@ -288,8 +288,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         raise UserError(f"{args.config}: metrics_every needs tiles of held-out donors")
     mu = conditioning = None
     origin: dict = {}
-    local_noise = config.local_noise and args.gan_type == "dcgan"
-    extra_dims = local_noise_dims(config.img_size) if local_noise else 0
+    extra_dims = local_noise_dims(config.img_size) if config.local_noise else 0
     if args.loss_type in CONDITIONAL:
         vae_path = Path(args.vae_checkpoint or config.vae_checkpoint)
         mu, origin = profile_latents(vae_path, table, device)
@@ -304,7 +303,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         {"image_px": config.img_size, "step_channels": config.step_channels},
         blocks=config.residual_blocks,
         modulation=config.generator_modulation,
-        local_noise=local_noise,
+        local_noise=config.local_noise,
         norm=config.critic_norm,
         output=config.critic_output,
         input_dim=conditioning.input_dim if conditioning else config.latent_dim + extra_dims,

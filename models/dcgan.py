@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.convolution import Downsample, Upsample
 from models.critic import SLOPE, ConditionalCritic
+from models.local_noise import LocalNoise, local_noise_dims, noise_sides
 
 GROUPS = 8
 
@@ -29,7 +30,7 @@ class Generator(nn.Module):
 
     Source: Radford et al. 2016 (arXiv 1511.06434) in the form of torchgan 0.1.0's DCGANGenerator,
     which RNA-GAN used: 111,815,555 parameters at 256 px, D = 2048, step_channels = 64. Modulation:
-    Chen et al. 2019 (arXiv 1810.01365). Local noise: Karras et al. 2019 (arXiv 1812.04948).
+    Chen et al. 2019 (arXiv 1810.01365).
     """
 
     def __init__(
@@ -43,10 +44,9 @@ class Generator(nn.Module):
         super().__init__()
         halvings = _halvings(image_px)
         self.latent_dim, self.image_px = latent_dim, image_px
-        self.noise_sides = _noise_sides(image_px) if local_noise else []
-        shared_dim = latent_dim - sum(side**2 for side in self.noise_sides)
+        self.shared_dim = latent_dim - local_noise * local_noise_dims(image_px)
         self.channels = step_channels * 2**halvings
-        self.project = nn.Linear(shared_dim, self.channels * 16, bias=False)
+        self.project = nn.Linear(self.shared_dim, self.channels * 16, bias=False)
         self.project_norm = nn.Sequential(nn.BatchNorm2d(self.channels), nn.LeakyReLU(SLOPE))
         blocks = []
         for step in range(halvings):
@@ -62,19 +62,18 @@ class Generator(nn.Module):
         nn.init.normal_(self.project.weight, std=math.sqrt(2 / (self.channels * 16)))
         widths = [layer.num_features for layer in self.blocks if isinstance(layer, nn.BatchNorm2d)]
         self.styles = nn.ModuleList(
-            nn.Linear(shared_dim, 2 * width) for width in widths if modulation
+            nn.Linear(self.shared_dim, 2 * width) for width in widths if modulation
         )
         for style in self.styles:
-            nn.init.normal_(style.weight, std=0.1 / math.sqrt(shared_dim))
+            nn.init.normal_(style.weight, std=0.1 / math.sqrt(self.shared_dim))
             nn.init.zeros_(style.bias)
-        self.noise_strengths = nn.ParameterList(
-            torch.zeros(width, 1, 1) for width in widths if local_noise
-        )
+        sides = noise_sides(image_px)
+        maps = dict(zip(sides, widths, strict=True))
+        self.local_noise = LocalNoise(image_px, maps) if local_noise else None
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, 3, H, W) in [-1, 1] of latents (N, D)."""
-        sizes = [side**2 for side in self.noise_sides]
-        latents, *maps = latents.split([latents.shape[1] - sum(sizes), *sizes], dim=1)
+        latents, noise = latents[:, : self.shared_dim], latents[:, self.shared_dim :]
         features = self.project(latents).unflatten(1, (self.channels, 4, 4))  # (N, C, 4, 4)
         features = self.project_norm(features.contiguous(memory_format=torch.channels_last))
         for number in range(len(self.blocks) // 3):
@@ -83,10 +82,8 @@ class Generator(nn.Module):
             if self.styles:
                 scale, shift = self.styles[number](latents)[:, :, None, None].chunk(2, dim=1)
                 features = features * (1 + scale) + shift
-            if maps:
-                side = self.noise_sides[number]
-                noise = maps[number].view(-1, 1, side, side).to(features)
-                features = features + self.noise_strengths[number].to(features) * noise
+            if self.local_noise is not None:
+                features = self.local_noise(features, noise)
             features = activation(features)  # at last (N, step_channels, H/2, W/2)
         return torch.tanh(self.to_rgb(features))  # (N, 3, H, W)
 
@@ -130,15 +127,6 @@ class Critic(ConditionalCritic):
     def features(self, images: Tensor) -> Tensor:
         """Return the features (N, C * 16) of images (N, 3, H, W) in [-1, 1]."""
         return self.blocks(images.contiguous(memory_format=torch.channels_last)).flatten(1)
-
-
-def local_noise_dims(image_px: int) -> int:
-    """Return how many latents the local noise of a generator takes."""
-    return sum(side**2 for side in _noise_sides(image_px))
-
-
-def _noise_sides(image_px: int) -> list[int]:
-    return [8 * 2**step for step in range(_halvings(image_px))]
 
 
 def _halvings(image_px: int) -> int:

@@ -40,17 +40,19 @@ def network_arguments(
     Args:
         gan_type: a key of GAN_TYPES.
         shape: `image_px` and `step_channels` of both.
-        blocks: of r3gan alone. modulation, local_noise, norm: of dcgan alone.
+        blocks: of r3gan alone. modulation, norm: of dcgan alone.
+        local_noise: of the generator.
         output: of the critic's score.
         input_dim: D of the generator's input.
         profile_dim, conditioning: what the critic sees of the profile; 0 and "none" for a GAN.
     """
     seen = {"output": output, "latent_dim": profile_dim, "conditioning": conditioning}
+    # Switched off they are left out, so that older checkpoints are the same recipe.
+    noisy = {"local_noise": True} if local_noise else {}
     if gan_type == "r3gan":
         shape = shape | {"blocks": blocks}
-        return {"latent_dim": input_dim, **shape}, {**shape, **seen}
-    switches = {"modulation": modulation, "local_noise": local_noise}
-    own = {name: True for name, on in switches.items() if on}
+        return {"latent_dim": input_dim, **shape, **noisy}, {**shape, **seen}
+    own = noisy | ({"modulation": True} if modulation else {})
     return {"latent_dim": input_dim, **shape, **own}, {**shape, "norm": norm, **seen}
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.critic import SLOPE, ConditionalCritic
+from models.local_noise import LocalNoise, local_noise_dims, noise_sides
 
 GROUP_WIDTH = 16
 EXPANSION = 2
@@ -55,9 +56,10 @@ class ResidualGenerator(nn.Module):
         step_channels: channels of the last stage, a multiple of 16; they double with every
             halving up to 8 * step_channels.
         blocks: residual blocks per stage.
+        local_noise: as in the DCGAN's generator.
 
-    Source: R3GAN (arXiv 2501.05441), config E. The last stage at half the side, where the paper
-    has it at the full one, costs a quarter.
+    Source: R3GAN (arXiv 2501.05441), config E, which has no local noise. The last stage at half the
+    side, where the paper has it at the full one, costs a quarter.
     """
 
     def __init__(
@@ -66,14 +68,16 @@ class ResidualGenerator(nn.Module):
         image_px: int = 256,
         step_channels: int = 64,
         blocks: int = 2,
+        local_noise: bool = False,
     ) -> None:
         super().__init__()
         self.latent_dim, self.image_px = latent_dim, image_px
+        self.shared_dim = latent_dim - local_noise * local_noise_dims(image_px)
         widths = stage_widths(image_px, step_channels)
         depth = blocks * len(widths)
         self.basis = nn.Parameter(torch.randn(widths[0], FIRST_PX, FIRST_PX))
-        self.weigh = nn.Linear(latent_dim, widths[0], bias=False)
-        nn.init.normal_(self.weigh.weight, std=math.sqrt(1 / latent_dim))
+        self.weigh = nn.Linear(self.shared_dim, widths[0], bias=False)
+        nn.init.normal_(self.weigh.weight, std=math.sqrt(1 / self.shared_dim))
         stages: list[nn.Module] = []
         for before, channels in zip([widths[0], *widths], widths, strict=False):
             if stages:
@@ -82,15 +86,22 @@ class ResidualGenerator(nn.Module):
                 stages.append(_resize_channels(before, channels))
             stages += [ResidualBlock(channels, depth) for _ in range(blocks)]
         self.stages = nn.Sequential(*stages)
+        maps = dict(zip(noise_sides(image_px), widths, strict=False))  # before they are narrowed
+        self.local_noise = LocalNoise(image_px, maps) if local_noise else None
         self.to_rgb = nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1)
         nn.init.normal_(self.to_rgb.weight, std=math.sqrt(1 / (widths[-1] * 4)))
         nn.init.zeros_(self.to_rgb.bias)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, 3, H, W) of latents (N, D)."""
+        latents, noise = latents[:, : self.shared_dim], latents[:, self.shared_dim :]
         weights = self.weigh(latents)[:, :, None, None]  # (N, C, 1, 1)
         features = (self.basis * weights).contiguous(memory_format=torch.channels_last)
-        return self.to_rgb(self.stages(features))  # (N, 3, H, W)
+        for layer in self.stages:
+            features = layer(features)
+            if self.local_noise is not None and isinstance(layer, nn.Upsample):
+                features = self.local_noise(features, noise)
+        return self.to_rgb(features)  # (N, 3, H, W)
 
 
 class ResidualCritic(ConditionalCritic):

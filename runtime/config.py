@@ -174,7 +174,7 @@ class GANConfig(CohortConfig):
         description="the DCGAN's latents also scale and shift every feature map; published: false",
     )
     local_noise: bool = Field(
-        default=False, description="the DCGAN adds noise to every pixel; published: false"
+        default=False, description="noise for every pixel of the feature maps; published: false"
     )
     residual_blocks: PositiveInt = Field(
         default=2, description="per resolution, of --gan_type r3gan; its paper: 2"

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.dcgan import Critic, Generator, local_noise_dims
+from models.dcgan import Critic, Generator
+from models.local_noise import local_noise_dims
 from models.networks import Networks
 from models.sampling import sample_images
 from models.wgan import critic_loss, generator_loss, gradient_penalty
@@ -48,7 +49,7 @@ def test_switched_off_modulation_and_local_noise_leave_the_dcgan():
     plain, more = Generator(10, 32, 4), Generator(10 + 8**2 + 16**2, 32, 4, True, True)
     missing, unknown = more.load_state_dict(plain.state_dict(), strict=False)
     assert not unknown
-    assert all(name.startswith(("styles.", "noise_strengths.")) for name in missing)
+    assert all(name.startswith(("styles.", "local_noise.")) for name in missing)
     for style in more.styles:
         nn.init.zeros_(style.weight)
     z = torch.randn(3, more.latent_dim)
@@ -72,7 +73,7 @@ def test_local_noise_changes_its_surroundings_alone():
     dims = local_noise_dims(64)
     assert dims == 8**2 + 16**2 + 32**2
     generator = Generator(10 + dims, 64, 4, local_noise=True).eval()
-    for strength in generator.noise_strengths:
+    for strength in generator.local_noise.strengths.values():
         nn.init.ones_(strength)
     z = torch.randn(1, 10 + dims)
     other = z.clone()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.local_noise import local_noise_dims
 from models.networks import GAN_TYPES, Networks, load_generator
 from models.r3gan import ResidualBlock, ResidualCritic, ResidualGenerator, stage_widths
 from models.wgan import critic_loss, generator_loss, zero_centred_penalty
@@ -18,6 +19,21 @@ def test_shapes_are_those_of_the_dcgan(px):
     images = generator(torch.randn(3, 7))
     assert images.shape == (3, 3, px, px)
     assert critic(images).score.shape == (3,)
+
+
+def test_local_noise_moves_single_places_once_it_has_strength():
+    dims = local_noise_dims(32)
+    generator = ResidualGenerator(7 + dims, 32, 16, 1, local_noise=True)
+    plain = ResidualGenerator(7, 32, 16, 1)
+    generator.load_state_dict(plain.state_dict(), strict=False)
+    z = torch.randn(2, 7 + dims)
+    torch.testing.assert_close(generator(z), plain(z[:, :7]))
+    generator.local_noise.strengths["16"].data.fill_(1.0)
+    other = z.clone()
+    other[:, 7 + 8**2 :] += torch.eye(16).flatten()
+    changed = (generator(z) - generator(other)).abs().sum(dim=(0, 1)) > 1e-6
+    assert changed.diagonal().all()
+    assert not changed[0, 16:].any()
 
 
 def test_widths_double_with_every_halving_up_to_eight_times():
