@@ -34,7 +34,7 @@ from runtime.files import write_json
 
 OURS = {
     "dcgan": ("dcgan", "relativistic", {}),
-    "dcgan wgan": ("dcgan", "wgan", {"penalty_interval": 1, "tiles_per_step": 16}),
+    "dcgan wgan": ("dcgan", "wgan", {"penalty_interval": 1}),
     "r3gan": ("r3gan", "relativistic", {"residual_blocks": 1}),
     "rna dcgan": ("dcgan", "relativisticvae", {}),
     "rna r3gan": ("r3gan", "relativisticvae", {"residual_blocks": 1}),

@@ -26,13 +26,15 @@ BETAVAE = SPLIT | {
     "hidden_dims": [1024], "latent_dim": 16, "dropout": 0.2, "beta": 0.002, "lr": 0.001,
     "batch_size": 64, "num_epochs": 100, "save_dir": "betavae",
 }  # fmt: skip
-# Few tiles and minutes: small networks, strong augmentation, lazy penalty, fast average.
+# Few tiles and minutes: small networks, strong augmentation, lazy penalty, fast average, and noise
+# for every place, without which the texture repeats.
 GAN = SPLIT | {
     "patch_data_path": ["tiles"], "img_size": 64, "n_workers": 0, "step_channels": 32,
-    "latent_dim": 64, "noise_dim": 48, "tiles_per_step": 32, "generator_lr": 2e-4,
-    "critic_lr": 2e-4, "adam_betas": [0.5, 0.99], "ema_decay": 0.998, "augment": "full",
-    "penalty_interval": 8, "zero_centred_penalty": 0.5, "grid_every": 20,
-    "vae_checkpoint": "betavae/model_dict_best.pt", "train_partitions": ["train", "val"],
+    "latent_dim": 64, "noise_dim": 48, "local_noise": True, "generator_modulation": True,
+    "tiles_per_step": 16, "generator_lr": 4e-4, "critic_lr": 4e-4, "adam_betas": [0.5, 0.99],
+    "ema_decay": 0.998, "augment": "full", "penalty_interval": 8, "zero_centred_penalty": 0.2,
+    "regression_weight": 4.0, "grid_every": 40, "train_partitions": ["train", "val"],
+    "vae_checkpoint": "betavae/model_dict_best.pt",
 }  # fmt: skip
 
 
