@@ -65,9 +65,9 @@ unset OMP_NUM_THREADS
 step "3 FID of the fifteen pairs, and one of them spelled out, with copies of training tiles looked for"
 L="--config configs/demo/gan_run_lung.json" B="--config configs/demo/gan_run_brain.json"
 V="--vae --vae_checkpoint $VAE"
-python3 fid.py --table configs/demo/fid_table.json --sample_size 16 --draws 5 --cache demo/features --output demo/fid
+python3 fid.py --table configs/demo/fid_table.json --sample_size 16 --draws 3 --cache demo/features --output demo/fid
 python3 fid.py --checkpoint $MODELS/rna-gan_lung.model --config configs/demo/gan_run_lung.json $V --patient1 $LUNG \
-  --sample_size 16 --draws 5 --copying 32 --cache demo/features --output demo/copying/rna-gan_lung.json
+  --sample_size 16 --draws 3 --copying 32 --cache demo/features --output demo/copying/rna-gan_lung.json
 
 step "4.1 Tiles of a patient: real, RNA-GAN and GAN side by side"
 python3 generate_tissue_images.py --checkpoint $MODELS/rna-gan_lung.model --checkpoint2 $MODELS/gan_lung.model $L --sample_size 64 $V --patient1 $LUNG --save_path demo/generated/patient_lung
@@ -89,7 +89,10 @@ finish demo/logs/generated_brain.log
 step "5 Toy classifier: lung or brain, trained on real tiles, generated ones or both, tested on real ones"
 real="demo/generated/all_lung/tiles_real.csv demo/generated/all_brain/tiles_real.csv"
 generated="demo/generated/all_lung/tiles_rna-gan.csv demo/generated/all_brain/tiles_rna-gan.csv"
-python3 wsi_model.py --patch_data_path demo/generated --csv_path $real --generated_csv $generated --network small --num_epochs 4 --output demo/classifier/rna-gan
+# UMAP is compiled at its first call, which takes longer than the figure: on the other core meanwhile.
+OMP_NUM_THREADS=1 python3 figures.py --results demo --output demo/report --figure feature_map > demo/logs/feature_map.log 2>&1 &
+OMP_NUM_THREADS=1 python3 wsi_model.py --patch_data_path demo/generated --csv_path $real --generated_csv $generated --network small --num_epochs 4 --output demo/classifier/rna-gan
+finish demo/logs/feature_map.log
 
 step "6 Figures and the report"
 python3 figures.py --results demo --output demo/report --all
