@@ -98,7 +98,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loss_type", choices=LOSS_TYPES, default="wgan", help="wganvae, relativisticvae: RNA-GAN"
     )
-    parser.add_argument("--max_minutes", type=float, help="stop after so much training, saved")
+    parser.add_argument(
+        "--max_minutes", type=float, help="stop after so much training in all, saved"
+    )
     add_dry_run(parser)
     files = parser.add_argument_group("files")
     files.add_argument("--image_dir", required=True, help="folder of the epoch grids")
@@ -217,8 +219,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with processes.together():
             setup = prepare(args, processes)
-        minutes_up = args.max_minutes and setup.progress.elapsed_s > 60 * args.max_minutes
-        if setup.progress.epoch >= args.num_epochs or minutes_up:
+        progress = setup.progress
+        time_is_up = args.max_minutes and progress.elapsed_s > 60 * args.max_minutes
+        if progress.epoch >= args.num_epochs or (progress.step and time_is_up):
             log.info("%s.model: up to date", args.model_dir)
         elif args.dry_run:
             print("\n".join(dry_run(args, setup, processes)))

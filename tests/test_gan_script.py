@@ -123,6 +123,8 @@ def test_max_minutes_stops_with_a_checkpoint_that_continues_bit_for_bit(betavae)
     whole = train("whole", "wganvae", 1)
     stopped = train("parts", "wganvae", 1, "--max_minutes", "1e-9")
     assert stopped["counters"]["step"] == 1
+    again = train("parts", "wganvae", 1, "--max_minutes", "1e-9")
+    assert again["counters"]["step"] == 1  # the time was up before
     assert same_weights(whole, train("parts", "wganvae", 1))
 
 
