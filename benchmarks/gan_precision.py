@@ -30,7 +30,7 @@ PRECISIONS = ("bfloat16", "float32")
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--steps", type=int, default=1000, help="of 32 tiles, about, per model")
+    parser.add_argument("--steps", type=int, default=1000, help="about, per model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--loss_type", choices=("relativistic", "wgan"), default="relativistic")
     parser.add_argument("--work", help="folder that keeps models and pictures")
