@@ -64,13 +64,13 @@ class Server:
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)  # on a busy machine too
         self.process.stdout.close()
 
     def kill(self):
         """End the process with SIGKILL, in the middle of whatever it does."""
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)  # on a busy machine too
 
 
 class Browser:
