@@ -4,8 +4,8 @@ One line a figure: {"figure", "ours", "peer", "ratio", "target"}. Parts:
 
 speed   simulated slides of 20,000 x 20,000 px at 0.5 um/px: seconds of the whole command against
         those of each procedure of benchmarks/tiling_peers.py (serial, as published), alternating.
-rate    the same slides, more tiles: tiles per second of the workers against a bare loop of raster
-        reads and PNG encoding of the same tiles on as many cores.
+rate    the same slides, more tiles: tiles per second of the workers against bare loops of raster
+        reads and PNG encoding of the same tiles on as many cores, which write nothing.
 reads   random reads of tiles from 500 stores in two processes; memory with 50 and with 500 stores.
 kill    kill -9 of all processes at random moments: stores after the rerun and of a run undisturbed.
 scale   nuclear diameter on tiles of a real 40x slide and of the same slide at 20x.
@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.tiling_peers import bare
+from benchmarks.tiling_peers import ENCODERS, bare
 from data.aperio import write_aperio
 from data.slides import Slide
 from data.synthetic_canvas import random_staining
@@ -152,24 +152,31 @@ def speed(work: Path, options: argparse.Namespace) -> None:
 
 
 def rate(work: Path, options: argparse.Namespace) -> None:
-    """Compare the rate of the workers with that of a bare loop over the same tiles."""
+    """Compare the rate of the workers with that of bare loops over the same tiles."""
     slides = large_slides(work, options.slides)
-    whole, working, loop = [], [], []
+    whole, working = [], []
+    loops: dict[str, list[float]] = {encoder: [] for encoder in ENCODERS}
     for _ in range(2):
         patches = emptied(work / "ours")
         whole.append(tile(slides, patches, "--max_tiles", str(2 * options.max_tiles)))
         rows = rows_of(patches)
         tiles = sum(int(row["tiles"]) for row in rows)
         working.append(sum(float(row["seconds"]) for row in rows) / CORES)
-        jobs = [(path, places_of(patches, path.name)) for path in sorted(slides.glob("*.svs"))]
-        with multiprocessing.get_context("spawn").Pool(CORES) as pool:
-            pool.starmap(bare, [(path, places[:2]) for path, places in jobs])  # imports
-            started = time.perf_counter()
-            pool.starmap(bare, jobs, chunksize=1)
-            loop.append(time.perf_counter() - started)
-    ours, command, peer = (2 * tiles / sum(seconds) for seconds in (working, whole, loop))
-    report("tiles/s in the workers, against a bare loop", ours, peer, ">= 0.8")
-    report("tiles/s, whole command, against a bare loop", command, peer, "none")
+        for encoder, seconds in loops.items():
+            jobs = [
+                (path, places_of(patches, path.name), encoder)
+                for path in sorted(slides.glob("*.svs"))
+            ]
+            with multiprocessing.get_context("spawn").Pool(CORES) as pool:
+                pool.starmap(bare, [(path, places[:2], encoder) for path, places, _ in jobs])
+                started = time.perf_counter()
+                pool.starmap(bare, jobs, chunksize=1)
+                seconds.append(time.perf_counter() - started)
+    for encoder, seconds in loops.items():
+        ours, command, peer = (2 * tiles / sum(times) for times in (working, whole, seconds))
+        label = f"against a bare loop with the {encoder} encoder"
+        report(f"tiles/s in the workers, {label}", ours, peer, ">= 0.8")
+        report(f"tiles/s, whole command, {label}", command, peer, "none")
 
 
 def places_of(patches: Path, slide: str) -> list[tuple[int, int]]:

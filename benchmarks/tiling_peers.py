@@ -10,13 +10,15 @@ clam        CLAM (Lu et al. 2021, Nat Biomed Eng 5:555, Methods): saturation of 
             white and black ones dropped.
 histolab    histolab (Marcolini et al. 2022, SoftwareX 20:101237), GridTiler: largest region of the
             slide's mask; each tile's own tissue mask must cover 80 %.
-bare        no tissue detection: raster reads and the suite's PNG encoding, nothing else.
+bare        no tissue detection, no files: raster reads and PNG encoding, by Pillow at its fastest
+            level or by the suite's encoder, nothing else.
 
     python3 -m benchmarks.tiling_peers published SLIDES OUTPUT 2000
 """
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -152,12 +154,22 @@ def run(name: str, slides: Path, output: Path, max_tiles: int) -> int:
     return total
 
 
-def bare(path: Path, places: list[tuple[int, int]]) -> float:
+def pillow_png(pixels: np.ndarray) -> bytes:
+    """Return a tile as PNG by Pillow at the fastest level that compresses."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+ENCODERS = {"pillow": pillow_png, "own": encode_png}
+
+
+def bare(path: Path, places: list[tuple[int, int]], encoder: str) -> float:
     """Return the seconds that reading and encoding these tiles in raster order takes."""
     started = time.perf_counter()
     with openslide.OpenSlide(path) as slide:
         for x, y in places:
-            encode_png(np.asarray(read(slide, x, y)))
+            ENCODERS[encoder](np.asarray(read(slide, x, y)))
     return time.perf_counter() - started
 
 

@@ -17,7 +17,7 @@ DARKEST = 50
 # Luminance of the low-contrast rule: scikit-image's rgb2gray (its is_low_contrast uses it).
 LUMINANCE = (0.2125, 0.7154, 0.0721, 0.0)
 CONTRAST_PERCENTILES = (1.0, 99.0)
-SAMPLE_PERCENTILES, SAMPLED_PX = (20.0, 80.0), 64 * 64
+SAMPLED_PX = 64 * 64
 SMALLEST_CONTRAST = 0.05
 # Share of a tile that ink and folds may cover.
 LARGEST_ARTEFACT = 0.05
@@ -116,23 +116,23 @@ def is_low_contrast(pixels: np.ndarray) -> bool:
     if pixels.shape[0] * pixels.shape[1] >= SAMPLED_PX:
         # A fifth of every 16th pixel is more than 1 % of all: where a fifth is that dark and
         # another that bright, the percentiles lie further apart still.
-        sample = np.ascontiguousarray(pixels[::4, ::4])
-        if _luminance_span(sample, SAMPLE_PERCENTILES) >= SMALLEST_CONTRAST:
+        sample = np.asarray(_luminance(np.ascontiguousarray(pixels[::4, ::4]))).ravel()
+        fifth = len(sample) // 5
+        ranked = np.partition(sample, (fifth, len(sample) - 1 - fifth))
+        if int(ranked[-1 - fifth]) - int(ranked[fifth]) >= 255 * SMALLEST_CONTRAST:
             return False
-    return _luminance_span(pixels, CONTRAST_PERCENTILES) < SMALLEST_CONTRAST
-
-
-def _luminance_span(pixels: np.ndarray, percentiles: tuple[float, float]) -> float:
-    """Return how far two percentiles of the luminance lie apart, as a share of the range."""
-    luminance = Image.fromarray(pixels).convert("L", matrix=LUMINANCE)
-    ranked = np.cumsum(luminance.histogram())
-    ranks = np.array(percentiles) / 100 * (ranked[-1] - 1)
+    ranked = np.cumsum(_luminance(pixels).histogram())
+    ranks = np.array(CONTRAST_PERCENTILES) / 100 * (ranked[-1] - 1)
     # Percentiles between two ranks lie on the line between their values.
     below, above = (
         np.searchsorted(ranked, end(ranks), side="right") for end in (np.floor, np.ceil)
     )
     low, high = below + (above - below) * (ranks % 1)
-    return float((high - low) / 255)
+    return bool((high - low) / 255 < SMALLEST_CONTRAST)
+
+
+def _luminance(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels).convert("L", matrix=LUMINANCE)
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
