@@ -170,7 +170,7 @@ class Cohort:
         rows = self.training
         draw = numpy_generator(seed, "residuals")
         decoded = self.decode(self.latents.posterior(np.arange(len(rows)), draw))
-        return ResidualNoise(self.scaled[rows] - decoded, self.tissues[rows])
+        return ResidualNoise.fit(self.scaled[rows], decoded, self.tissues[rows])
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Return scaled expression (N, G) of latents (N, D)."""

@@ -188,7 +188,7 @@ def oracle_samples(
         rows = np.flatnonzero((part == "train") & (tissues == tissue))
         mean[tissues == tissue] += (scaled[rows] - mean[rows]).mean(axis=0)
         chosen = draw.choice(rows, int(((part == "test") & (tissues == tissue)).sum()), False)
-        noise = ResidualNoise(scaled[rows] - mean[rows], tissues[rows])
+        noise = ResidualNoise.fit(scaled[rows], mean[rows], tissues[rows])
         made.append(mean[chosen] + noise.draw([tissue] * len(chosen), draw))
     # Through the form of a table, as ours: no expression below 0.
     return encoder.scaler.transform(encoder.scaler.inverse(np.concatenate(made)))

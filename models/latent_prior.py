@@ -94,29 +94,54 @@ class TrainingLatents:
 class ResidualNoise:
     """What the decoded mean leaves out: residuals float32 (N, G) of N training profiles, scaled.
 
-    Decoded latents are the mean of a profile; a profile scatters around it. A residual is a
-    training profile less the decoded z of its own posterior, so that the variances of both add up.
+    Decoded latents are the mean of a profile; a profile scatters around it.
     """
 
     residuals: np.ndarray
     tissues: np.ndarray
+
+    @classmethod
+    def fit(cls, profiles: np.ndarray, decoded: np.ndarray, tissues: np.ndarray) -> ResidualNoise:
+        """Return the residuals of profiles (N, G) around decoded ones of their own posterior.
+
+        A decoder shrinks what it is unsure of, so that residual and decoded profile vary together
+        and, drawn apart, add up to too little: residuals of a tissue are widened around their mean
+        until the variances of both, over all genes, add up to the profiles'.
+        """
+        residuals = profiles - decoded
+        for name in np.unique(tissues):
+            own = tissues == name
+            centred = residuals[own] - residuals[own].mean(axis=0)
+            missing = profiles[own].var(axis=0).sum() - decoded[own].var(axis=0).sum()
+            found = centred.var(axis=0).sum()
+            factor = np.sqrt(max(missing, 0) / found) if found > 0 else 1.0
+            residuals[own] += np.float32(factor - 1) * centred
+        return cls(residuals, tissues)
 
     def draw(self, tissues: Sequence[str], generator: np.random.Generator) -> np.ndarray:
         """Return scaled noise float32 (M, G) for samples of the given tissues ("": any).
 
         Every gene of a sample takes its residual from a training profile of its own, of the
         sample's tissue: marginal shapes are kept, genes scatter independently, and no profile is
-        copied (whole residuals would make samples recognisable as training profiles).
+        copied (whole residuals would make samples recognisable as training profiles). Every
+        residual of a gene is used equally often: chosen independently, all samples would share the
+        chance deviations of the training profiles from their population, and be told from real
+        ones by them.
 
-        Source: residual bootstrap, Efron 1979 (doi 10.1214/aos/1176344552), gene by gene.
+        Source: balanced bootstrap, Davison, Hinkley and Schechtman 1986 (Biometrika 73:555), of
+        residuals, gene by gene.
         """
+        tissues = np.asarray(tissues)
         noise = np.empty((len(tissues), self.residuals.shape[1]), np.float32)
-        genes = np.arange(noise.shape[1])
-        members = {name: self._rows(name) for name in dict.fromkeys(tissues)}
-        for number, name in enumerate(tissues):
-            noise[number] = self.residuals[generator.choice(members[name], len(genes)), genes]
+        for name in dict.fromkeys(tissues.tolist()):
+            pool = self._pool(name)
+            samples = np.flatnonzero(tissues == name)
+            for start in range(0, len(samples), len(pool)):
+                chosen = samples[start : start + len(pool)]
+                order = generator.random(pool.shape, np.float32).argsort(axis=0)[: len(chosen)]
+                noise[chosen] = np.take_along_axis(pool, order, axis=0)
         return noise
 
-    def _rows(self, tissue: str) -> np.ndarray:
+    def _pool(self, tissue: str) -> np.ndarray:
         rows = np.flatnonzero(self.tissues == tissue)
-        return rows if len(rows) else np.arange(len(self.residuals))
+        return self.residuals[rows] if len(rows) else self.residuals

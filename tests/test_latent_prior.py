@@ -80,3 +80,29 @@ def test_noise_of_a_gene_has_the_values_of_its_tissue_and_genes_are_independent(
     assert (noise.draw(["brain"] * 3, np.random.default_rng(1)) == 9).all()
     anywhere = noise.draw([""] * 200, np.random.default_rng(1))
     assert 0.2 < (anywhere == 9).mean() < 0.45
+
+
+def test_every_residual_of_a_gene_is_used_equally_often():
+    residuals = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    noise = ResidualNoise(residuals, np.full(40, "lung"))
+    drawn = noise.draw(["lung"] * 120, np.random.default_rng(1))
+    np.testing.assert_array_equal(
+        np.sort(drawn, axis=0), np.sort(np.tile(residuals, (3, 1)), axis=0)
+    )
+    few = noise.draw(["lung"] * 10, np.random.default_rng(1))
+    assert all(len(np.unique(column)) == 10 for column in few.T)
+
+
+def test_variances_of_decoded_profiles_and_of_noise_add_up_to_those_of_the_profiles():
+    draw = np.random.default_rng(0)
+    signal, own = draw.normal(size=(2, 300, 20)).astype(np.float32)
+    tissues = np.repeat(["lung", "brain"], 150)
+    signal[tissues == "brain"] += 3
+    decoded = 0.7 * signal  # shrunk, as by a decoder that is unsure
+    noise = ResidualNoise.fit(signal + own, decoded, tissues)
+    for tissue in ("lung", "brain"):
+        rows = tissues == tissue
+        made = decoded[rows] + noise.draw([tissue] * 150, draw)
+        total = made.var(axis=0).mean()
+        assert total == pytest.approx((signal + own)[rows].var(axis=0).mean(), rel=0.05)
+        np.testing.assert_allclose(made.mean(axis=0), (signal + own)[rows].mean(axis=0), atol=1e-4)
