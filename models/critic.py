@@ -68,6 +68,8 @@ class ConditionalCritic(nn.Module):
     def judge(self, features: Tensor, latents: Tensor | None = None) -> CriticOutput:
         """Return score and latent prediction of features (N, C * P) beside latents (N, D)."""
         score = self.score(features).squeeze(1)  # (N,)
+        if self.embed is None and self.regress is None:
+            return CriticOutput(self.output(score), None)
         pooled = features.unflatten(1, (-1, self.places)).sum(dim=2)  # (N, C)
         pooled = pooled / math.sqrt(self.places)
         if self.embed is not None and latents is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.convolution import Downsample, Upsample
 from models.critic import SLOPE, ConditionalCritic
-from models.local_noise import LocalNoise, local_noise_dims, noise_sides
+from models.local_noise import LocalNoise, local_noise_dims
 
 GROUPS = 8
 
@@ -67,9 +67,7 @@ class Generator(nn.Module):
         for style in self.styles:
             nn.init.normal_(style.weight, std=0.1 / math.sqrt(self.shared_dim))
             nn.init.zeros_(style.bias)
-        sides = noise_sides(image_px)
-        maps = dict(zip(sides, widths, strict=True))
-        self.local_noise = LocalNoise(image_px, maps) if local_noise else None
+        self.local_noise = LocalNoise(image_px, widths) if local_noise else None
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, 3, H, W) in [-1, 1] of latents (N, D)."""

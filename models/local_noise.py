@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,19 @@ class LocalNoise(nn.Module):
 
     Args:
         image_px: side of the image.
-        channels: of the feature maps, by their side in pixels.
+        channels: of the feature maps, from 8 px on; what there is more of is not used.
 
     Source: Karras et al. 2019 (arXiv 1812.04948), section 3.2.
     """
 
-    def __init__(self, image_px: int, channels: dict[int, int]) -> None:
+    def __init__(self, image_px: int, channels: Sequence[int]) -> None:
         super().__init__()
         self.sides = noise_sides(image_px)
         self.strengths = nn.ParameterDict(
-            {str(side): torch.zeros(channels[side], 1, 1) for side in self.sides}
+            {
+                str(side): torch.zeros(count, 1, 1)
+                for side, count in zip(self.sides, channels, strict=False)
+            }
         )
 
     def forward(self, features: Tensor, noise: Tensor) -> Tensor:

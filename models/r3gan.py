@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.critic import SLOPE, ConditionalCritic
-from models.local_noise import LocalNoise, local_noise_dims, noise_sides
+from models.local_noise import LocalNoise, local_noise_dims
 
 GROUP_WIDTH = 16
 EXPANSION = 2
@@ -86,8 +86,8 @@ class ResidualGenerator(nn.Module):
                 stages.append(_resize_channels(before, channels))
             stages += [ResidualBlock(channels, depth) for _ in range(blocks)]
         self.stages = nn.Sequential(*stages)
-        maps = dict(zip(noise_sides(image_px), widths, strict=False))  # before they are narrowed
-        self.local_noise = LocalNoise(image_px, maps) if local_noise else None
+        # It is added before the channels are narrowed.
+        self.local_noise = LocalNoise(image_px, widths) if local_noise else None
         self.to_rgb = nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1)
         nn.init.normal_(self.to_rgb.weight, std=math.sqrt(1 / (widths[-1] * 4)))
         nn.init.zeros_(self.to_rgb.bias)
