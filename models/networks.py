@@ -10,6 +10,7 @@ from torch import nn
 
 from models.dcgan import Critic, Generator
 from models.r3gan import ResidualCritic, ResidualGenerator
+from runtime.errors import UserError
 
 GAN_TYPES = {"dcgan": (Generator, Critic), "r3gan": (ResidualGenerator, ResidualCritic)}
 
@@ -130,10 +131,18 @@ class Networks:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the weights of a checkpoint with the same arguments."""
-        self.generator.load_state_dict(state["generator"])
-        self.average.load_state_dict(state["generator_ema"])
-        self.critic.load_state_dict(state["critic"])
+        """Load the weights of a checkpoint with the same arguments.
+
+        Raises:
+            UserError: the weights have other names or shapes, as those of an older version may.
+        """
+        try:
+            self.generator.load_state_dict(state["generator"])
+            self.average.load_state_dict(state["generator_ema"])
+            self.critic.load_state_dict(state["critic"])
+        except RuntimeError as error:
+            where = str(error).splitlines()[-1].strip()
+            raise UserError(f"the checkpoint is of an older version: {where}") from error
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """Load the optimiser states of a checkpoint, to continue its run exactly."""

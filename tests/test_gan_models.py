@@ -13,6 +13,7 @@ from models.networks import Networks
 from models.sampling import sample_images
 from models.wgan import critic_loss, generator_loss, gradient_penalty
 from models.wgan_vae import Conditioning, critic_objective, mismatched
+from runtime.errors import UserError
 
 with warnings.catch_warnings():  # torchgan imports optional packages and warns
     warnings.simplefilter("ignore")
@@ -218,3 +219,13 @@ def test_average_follows_the_generator_and_starts_fast():
     torch.testing.assert_close(networks.average.to_rgb.bias, torch.full((3,), 0.9))
     networks.update_average(0.0, step=5)
     torch.testing.assert_close(networks.average.to_rgb.bias, torch.ones(3))
+
+
+def test_weights_of_other_shapes_are_an_older_versions():
+    arguments = {"latent_dim": 4, "image_px": 16, "step_channels": 2}
+    critic = {"image_px": 16, "step_channels": 2}
+    networks = Networks("dcgan", arguments, critic, (1e-3, 1e-3), (0.5, 0.9), torch.device("cpu"))
+    state = networks.state_dict()
+    state["critic"] = state["critic"] | {"score.weight": torch.zeros(1, 3)}
+    with pytest.raises(UserError, match=r"older version: .*score\.weight"):
+        networks.load_state_dict(state)
