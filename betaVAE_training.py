@@ -245,13 +245,7 @@ def start_or_continue(
 ) -> Run:
     """Return the run at its start, from given weights or none, or at its last checkpoint."""
     table, split, rows = data
-    model_args = {
-        "genes": config.rna_features,
-        "hidden_dims": config.hidden_dims,
-        "latent_dim": config.latent_dim,
-        "dropout": config.dropout,
-        "output_activation": config.output_activation,
-    }
+    model_args = config.model_args()
     model = BetaVAE(**model_args).to(device)
     optimizer_class = torch.optim.AdamW if config.optimizer == "AdamW" else torch.optim.Adam
     optimizer = optimizer_class(

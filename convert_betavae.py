@@ -113,13 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     # Model
-    model_args = {
-        "genes": config.rna_features,
-        "hidden_dims": config.hidden_dims,
-        "latent_dim": config.latent_dim,
-        "dropout": config.dropout,
-        "output_activation": config.output_activation,
-    }
+    model_args = config.model_args()
     with torch.device("meta"):
         check_weights(weights, BetaVAE(**model_args), args.weights)
 

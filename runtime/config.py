@@ -137,6 +137,11 @@ class BetaVAEConfig(CohortConfig):
             )
         return self
 
+    def model_args(self) -> dict[str, Any]:
+        """Return the arguments of the `models.betavae.BetaVAE` that this config describes."""
+        keys = ("hidden_dims", "latent_dim", "dropout", "output_activation")
+        return {"genes": self.rna_features} | {key: getattr(self, key) for key in keys}
+
 
 class GANConfig(CohortConfig):
     """configs/gan_run.json, gan_run_lung.json, gan_run_brain.json."""
