@@ -1,4 +1,4 @@
-"""Changes of images that leave the tissue the same: orientation, stain, place."""
+"""Changes of images that leave the tissue the same: orientation, stain, place, a part hidden."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from torch import Tensor
 
 # Half-widths of the changes; contrast and saturation are factors 1 +- x.
 BRIGHTNESS, SATURATION, CONTRAST, SHIFT = 0.2, 0.5, 0.3, 0.125
+HOLE = 0.5  # side of the hidden square in sides of the image
 
 
 class Changes(NamedTuple):
     """What `augmented` does to each of N images: `stain` (3, N) in [-1, 1] for brightness,
-    saturation and contrast, and `shift` (2, N) in pixels, down and to the right."""
+    saturation and contrast, `shift` (2, N) in pixels, down and to the right, and `hole` (2, N),
+    row and column of the middle of the square that is hidden."""
 
     stain: Tensor
     shift: Tensor
+    hole: Tensor
 
     def rows(self, which: slice) -> Changes:
         """Return the changes of some of the images."""
-        return Changes(self.stain[:, which], self.shift[:, which])
+        return Changes(*(change[:, which] for change in self))
 
 
 def draw_turns(count: int, draw: torch.Generator) -> Tensor:
@@ -32,7 +35,8 @@ def draw_changes(count: int, image_px: int, draw: torch.Generator) -> Changes:
     """Return the changes of `count` square images, from a generator on the CPU."""
     stain = torch.rand(3, count, generator=draw) * 2 - 1
     reach = round(image_px * SHIFT)
-    return Changes(stain, torch.randint(-reach, reach + 1, (2, count), generator=draw))
+    shift = torch.randint(-reach, reach + 1, (2, count), generator=draw)
+    return Changes(stain, shift, torch.randint(image_px, (2, count), generator=draw))
 
 
 def turned(images: Tensor, turns: Tensor) -> Tensor:
@@ -50,10 +54,11 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def augmented(images: Tensor, changes: Changes) -> Tensor:
-    """Return images (N, 3, S, S) changed in brightness, saturation, contrast and place.
+    """Return images (N, 3, S, S) changed in brightness, saturation, contrast and place, part hidden.
 
     Differentiable, and meant for real and generated images alike, so that the generator does not
-    learn the changes. Images are moved by up to an eighth of their side, mirrored at the border.
+    learn the changes. Images are moved by up to an eighth of their side, mirrored at the border; a
+    square of half their side, or what of it lies inside, is mid-grey.
 
     Args:
         images: float, in about [-1, 1].
@@ -69,7 +74,12 @@ def augmented(images: Tensor, changes: Changes) -> Tensor:
     level = images.mean(dim=(1, 2, 3), keepdim=True)
     images = level + (images - level) * (1 + CONTRAST * contrast)
     rows, columns = (_mirrored(side, shift[:, None]) for shift in changes.shift)
-    return _rearranged(images, rows[:, :, None] * side + columns[:, None, :])
+    images = _rearranged(images, rows[:, :, None] * side + columns[:, None, :])
+    down, across = (
+        (torch.arange(side) - middle[:, None]).abs() < side * HOLE / 2 for middle in changes.hole
+    )
+    hidden = down[:, None, :, None] & across[:, None, None, :]  # (N, 1, S, S)
+    return images.masked_fill(hidden.to(images.device), 0)
 
 
 def _rearranged(images: Tensor, places: Tensor) -> Tensor:

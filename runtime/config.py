@@ -224,8 +224,8 @@ class GANConfig(CohortConfig):
     )
     augment: Literal["none", "dihedral", "full"] = Field(
         default="dihedral",
-        description="dihedral: flips and quarter turns of real tiles; full: also stain and place,"
-        " of real and generated tiles, for few tiles; published: none",
+        description="dihedral: flips and quarter turns of real tiles; full: also stain, place and"
+        " a hidden square, of real and generated tiles, for few tiles; published: none",
     )
     ema_decay: Fraction = Field(
         default=0.999, description="generator average; 0: none, as published"

@@ -25,10 +25,22 @@ def test_augmentation_moves_pixels_and_stain_of_each_image_by_itself():
     assert not torch.equal(changed, augmented(images, draw_changes(6, 16, draw(2))))
 
 
-def test_a_constant_image_stays_constant():
-    changed = augmented(torch.full((5, 3, 16, 16), 0.4), draw_changes(5, 16, draw()))
-    assert changed.flatten(1).std(dim=1).max() < 1e-5
-    assert changed.mean(dim=(1, 2, 3)).std() > 0.01
+def test_a_constant_image_stays_constant_but_for_a_square_that_is_mid_grey():
+    changes = draw_changes(50, 16, draw())._replace(hole=torch.tensor([[5], [9]]).expand(2, 50))
+    changed = augmented(torch.full((50, 3, 16, 16), 0.4), changes)
+    expected = torch.ones(16, 16, dtype=torch.bool)
+    expected[2:9, 6:13] = False
+    assert (changed[:, :, ~expected] == 0).all()
+    seen = changed[:, :, expected]
+    assert seen.flatten(1).std(dim=1).max() < 1e-5
+    assert seen.mean(dim=(1, 2)).std() > 0.01
+
+
+def test_at_most_a_quarter_of_an_image_is_hidden():
+    changed = augmented(torch.full((200, 3, 32, 32), 0.4), draw_changes(200, 32, draw()))
+    hidden = (changed[:, 0] == 0).float().mean(dim=(1, 2))
+    assert hidden.max() <= 0.25
+    assert hidden.min() > 0.04
 
 
 def test_gradient_reaches_the_images():
