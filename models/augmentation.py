@@ -54,7 +54,7 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def augmented(images: Tensor, changes: Changes) -> Tensor:
-    """Return images (N, 3, S, S) changed in brightness, saturation, contrast and place, part hidden.
+    """Return images (N, 3, S, S) changed in stain and place, a part of each hidden.
 
     Differentiable, and meant for real and generated images alike, so that the generator does not
     learn the changes. Images are moved by up to an eighth of their side, mirrored at the border; a
