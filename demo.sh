@@ -45,8 +45,8 @@ export OMP_NUM_THREADS=1
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 finish() { wait $! || { tail -n 1 "$1" >&2; exit 1; }; }
 step "2.1 GAN: tiles from noise"
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/gan_brain --model_dir $MODELS/gan_brain --num_epochs 4 --gan_type dcgan --loss_type relativistic --num_patches 600 > demo/logs/gan_brain.log 2>&1 &
-python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/gan_lung --model_dir $MODELS/gan_lung --num_epochs 6 --gan_type dcgan --loss_type relativistic --num_patches 600
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/gan_brain --model_dir $MODELS/gan_brain --num_epochs 3 --gan_type dcgan --loss_type relativistic --num_patches 600 > demo/logs/gan_brain.log 2>&1 &
+python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_lung.json --image_dir demo/images/gan_lung --model_dir $MODELS/gan_lung --num_epochs 5 --gan_type dcgan --loss_type relativistic --num_patches 600
 finish demo/logs/gan_brain.log
 step "2.2 RNA-GAN: tiles from the patient's expression"
 python3 histopathology_gan.py --seed 99 --config configs/demo/gan_run_brain.json --image_dir demo/images/rna-gan_brain --model_dir $MODELS/rna-gan_brain --num_epochs 4 --gan_type dcgan --loss_type relativisticvae --num_patches 600 > demo/logs/rna-gan_brain.log 2>&1 &
