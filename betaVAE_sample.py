@@ -30,7 +30,13 @@ from data.expression import ExpressionTable, read_cohort, write_expression_table
 from metrics.expression_agreement import gene_agreement, profile_components
 from metrics.sample_evidence import sample_evidence
 from metrics.two_sample import transfer_accuracy
-from models.latent_prior import NOISES, PRIORS, ResidualNoise, TrainingLatents
+from models.latent_prior import (
+    NOISES,
+    PRIORS,
+    ResidualNoise,
+    TrainingLatents,
+    detection_limits,
+)
 from models.profiles import ProfileEncoder
 from runtime.checkpoint import check_genes, load_checkpoint
 from runtime.config import BetaVAEConfig, load_config
@@ -184,12 +190,17 @@ class Cohort:
         seed: int,
         name: str,
     ) -> np.ndarray:
-        """Return expression float32 (N, G) >= 0 of latents, with residual noise or without."""
+        """Return expression float32 (N, G) >= 0 of latents, with residual noise or without.
+
+        With noise, what no training profile shows is 0: values below a gene's detection limit.
+        """
         scaled = self.decode(latents)
-        if residuals is not None:
-            draw = numpy_generator(seed, "noise", name)
-            scaled += residuals.draw(tissues, draw)
-        return self.encoder.scaler.inverse(scaled)
+        if residuals is None:
+            return self.encoder.scaler.inverse(scaled)
+        scaled += residuals.draw(tissues, numpy_generator(seed, "noise", name))
+        values = self.encoder.scaler.inverse(scaled)
+        values[values < detection_limits(self.table.expression[self.training])] = 0
+        return values
 
 
 def write_evidence(

@@ -145,3 +145,17 @@ class ResidualNoise:
     def _pool(self, tissue: str) -> np.ndarray:
         rows = np.flatnonzero(self.tissues == tissue)
         return self.residuals[rows] if len(rows) else self.residuals
+
+
+def detection_limits(expression: np.ndarray) -> np.ndarray:
+    """Return per gene the smallest expression above 0 that was measured, (G,).
+
+    Decoded means and residuals are continuous, and expression is not: what lies below the limit
+    was measured as 0. A gene that is never 0 has the limit 0; one that is always 0, infinity.
+
+    Args:
+        expression: of the training profiles (N, G), >= 0.
+    """
+    expression = np.asarray(expression)
+    smallest = np.min(expression, axis=0, initial=np.inf, where=expression > 0)
+    return np.where((expression == 0).any(axis=0), smallest, 0)

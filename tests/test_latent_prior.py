@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.latent_prior import ResidualNoise, TrainingLatents
+from models.latent_prior import ResidualNoise, TrainingLatents, detection_limits
 
 
 def known(count=200, dim=3):
@@ -106,3 +106,8 @@ def test_variances_of_decoded_profiles_and_of_noise_add_up_to_those_of_the_profi
         total = made.var(axis=0).mean()
         assert total == pytest.approx((signal + own)[rows].var(axis=0).mean(), rel=0.05)
         np.testing.assert_allclose(made.mean(axis=0), (signal + own)[rows].mean(axis=0), atol=1e-4)
+
+
+def test_the_detection_limit_is_the_smallest_value_measured_of_genes_that_are_0_in_some_profile():
+    expression = np.array([[0.0, 5, 0, 2], [0.3, 7, 0, 1], [0.2, 6, 0, 0]], np.float32)
+    np.testing.assert_allclose(detection_limits(expression), [0.2, 0, np.inf, 1])
