@@ -35,7 +35,7 @@ from models.latent_prior import (
     PRIORS,
     ResidualNoise,
     TrainingLatents,
-    detection_limits,
+    set_zeros,
 )
 from models.profiles import ProfileEncoder
 from runtime.checkpoint import check_genes, load_checkpoint
@@ -192,14 +192,15 @@ class Cohort:
     ) -> np.ndarray:
         """Return expression float32 (N, G) >= 0 of latents, with residual noise or without.
 
-        With noise, what no training profile shows is 0: values below a gene's detection limit.
+        With noise, a gene is 0 as often as in training profiles of the tissue.
         """
         scaled = self.decode(latents)
         if residuals is None:
             return self.encoder.scaler.inverse(scaled)
         scaled += residuals.draw(tissues, numpy_generator(seed, "noise", name))
         values = self.encoder.scaler.inverse(scaled)
-        values[values < detection_limits(self.table.expression[self.training])] = 0
+        rows = self.training
+        set_zeros(values, tissues, self.table.expression[rows], self.tissues[rows])
         return values
 
 

@@ -31,7 +31,7 @@ from data.synthetic_truth import FACTORS, make_truth, standardise
 from metrics.expression_agreement import compare_profiles
 from metrics.expression_recovery import gene_correlations
 from metrics.two_sample import transfer_accuracy
-from models.latent_prior import ResidualNoise, detection_limits
+from models.latent_prior import ResidualNoise, set_zeros
 from models.profiles import ExpressionScaler, ProfileEncoder
 from runtime.checkpoint import load_checkpoint
 from runtime.files import read_json
@@ -139,8 +139,7 @@ def measure_demo(work: Path) -> None:
     published = read_json(folder / "evidence_samples.json")
     run(work, command)
     ours = read_json(folder / "evidence_samples.json")
-    limits = detection_limits(table.expression[part == "train"])
-    oracle = oracle_samples(encoder, clean, scaled, tissues, part, limits)
+    oracle = oracle_samples(encoder, clean, table.expression, tissues, part)
     peer = compare_profiles([(scaled[test], oracle)], SEED)
     for kind, auc in ours["auc"].items():
         report(
@@ -172,10 +171,9 @@ def measure_demo(work: Path) -> None:
 def oracle_samples(
     encoder: ProfileEncoder,
     clean: np.ndarray,
-    scaled: np.ndarray,
+    expression: np.ndarray,
     tissues: np.ndarray,
     part: np.ndarray,
-    limits: np.ndarray,
 ) -> np.ndarray:
     """Return as many samples as held-out profiles from the simulator's own means.
 
@@ -183,18 +181,19 @@ def oracle_samples(
     samples, with the truth in place of encoder and decoder, so its AUC is what finitely many
     training profiles allow.
     """
-    mean = encoder.scaler.transform(clean)
+    mean, scaled = encoder.scaler.transform(clean), encoder.scaler.transform(expression)
     draw = numpy_generator(SEED, "oracle")
-    made = []
+    made, kinds = [], []
     for tissue in TISSUES:
         rows = np.flatnonzero((part == "train") & (tissues == tissue))
         mean[tissues == tissue] += (scaled[rows] - mean[rows]).mean(axis=0)
         chosen = draw.choice(rows, int(((part == "test") & (tissues == tissue)).sum()), False)
         noise = ResidualNoise.fit(scaled[rows], mean[rows], tissues[rows])
+        kinds += [tissue] * len(chosen)
         made.append(mean[chosen] + noise.draw([tissue] * len(chosen), draw))
-    # Through the form of a table, as ours: no expression below what can be measured.
-    values = encoder.scaler.inverse(np.concatenate(made))
-    values[values < limits] = 0
+    # Through the form of a table, as ours: no expression below 0, and as many zeros.
+    values, train = encoder.scaler.inverse(np.concatenate(made)), part == "train"
+    set_zeros(values, kinds, expression[train], tissues[train])
     return encoder.scaler.transform(values)
 
 

@@ -147,15 +147,26 @@ class ResidualNoise:
         return self.residuals[rows] if len(rows) else self.residuals
 
 
-def detection_limits(expression: np.ndarray) -> np.ndarray:
-    """Return per gene the smallest expression above 0 that was measured, (G,).
+def set_zeros(
+    values: np.ndarray,
+    tissues: Sequence[str],
+    expression: np.ndarray,
+    training_tissues: np.ndarray,
+) -> None:
+    """Make as many samples of each gene 0 as training profiles of their tissue are: the lowest.
 
-    Decoded means and residuals are continuous, and expression is not: what lies below the limit
-    was measured as 0. A gene that is never 0 has the limit 0; one that is always 0, infinity.
+    Decoded means and residuals are continuous, and rare genes are often exactly 0.
 
     Args:
-        expression: of the training profiles (N, G), >= 0.
+        values: expression of samples (M, G), changed in place.
+        tissues: of the samples; "" for any.
+        expression: of the training profiles (N, G).
+        training_tissues: (N,).
     """
-    expression = np.asarray(expression)
-    smallest = np.min(expression, axis=0, initial=np.inf, where=expression > 0)
-    return np.where((expression == 0).any(axis=0), smallest, 0)
+    tissues = np.asarray(tissues)
+    for name in dict.fromkeys(tissues.tolist()):
+        own, known = tissues == name, training_tissues == name
+        share = (expression[known if known.any() else slice(None)] == 0).mean(axis=0)  # (G,)
+        count = np.rint(share * own.sum()).astype(int)
+        rank = values[own].argsort(axis=0, kind="stable").argsort(axis=0)
+        values[own] = np.where(rank < count, 0, values[own])

@@ -206,6 +206,22 @@ def test_the_published_samples_are_narrow_and_the_default_ones_as_wide_as_real_o
     assert points.set.unique().tolist() == ["real", "reconstructed", "generated"]
 
 
+def test_a_gene_that_is_0_in_many_profiles_is_0_in_samples_and_never_below_what_was_measured(
+    cohort,
+):
+    for name in ("lung.csv", "brain.csv"):
+        table = read_expression_table(name)
+        values = np.array(table.expression)
+        values[:, 0] = np.where(values[:, 0] < np.median(values[:, 0]), 0, 5)
+        write_expression_table(
+            cohort / name, ExpressionTable(table.names, table.genes, values, table.annotations)
+        )
+    train()
+    sample()
+    rare = read_expression_table("vae/samples.csv").expression[:, 0]
+    assert np.mean(rare == 0) == pytest.approx(0.5, abs=0.15)
+
+
 def test_the_published_form_decodes_standard_normal_latents(cohort):
     train()
     sample("--prior", "normal", "--residual_noise", "none")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.latent_prior import ResidualNoise, TrainingLatents, detection_limits
+from models.latent_prior import ResidualNoise, TrainingLatents, set_zeros
 
 
 def known(count=200, dim=3):
@@ -108,6 +108,18 @@ def test_variances_of_decoded_profiles_and_of_noise_add_up_to_those_of_the_profi
         np.testing.assert_allclose(made.mean(axis=0), (signal + own)[rows].mean(axis=0), atol=1e-4)
 
 
-def test_the_detection_limit_is_the_smallest_value_measured_of_genes_that_are_0_in_some_profile():
-    expression = np.array([[0.0, 5, 0, 2], [0.3, 7, 0, 1], [0.2, 6, 0, 0]], np.float32)
-    np.testing.assert_allclose(detection_limits(expression), [0.2, 0, np.inf, 1])
+def test_the_lowest_samples_of_a_gene_are_0_as_often_as_profiles_of_their_tissue():
+    draw = np.random.default_rng(0)
+    expression = np.array([[0.0, 5], [0, 7], [0.2, 6], [3, 0], [4, 1]], np.float32)
+    known = np.array(["lung", "lung", "lung", "brain", "brain"])
+    values = draw.uniform(1, 2, (50, 2)).astype(np.float32)
+    before, tissues = values.copy(), np.repeat(["lung", "brain"], [30, 20])
+    set_zeros(values, tissues, expression, known)
+    zeros = values == 0
+    assert [zeros[:30, 0].sum(), zeros[:30, 1].sum()] == [20, 0]
+    assert [zeros[30:, 0].sum(), zeros[30:, 1].sum()] == [0, 10]
+    np.testing.assert_array_equal(values[~zeros], before[~zeros])
+    assert before[:30, 0][zeros[:30, 0]].max() <= values[:30, 0][~zeros[:30, 0]].min()
+    anywhere = draw.uniform(1, 2, (50, 2))
+    set_zeros(anywhere, [""] * 50, expression, known)
+    assert (anywhere == 0).sum(axis=0).tolist() == [20, 10]
