@@ -44,8 +44,10 @@ SERIES = ROOT.parent / "shared" / "data" / "expression"
 HPA, BRAWAND = "E-MTAB-2836_hpa32tissues_tpm.csv.gz", "E-GEOD-30352_brawand_tpm.csv.gz"
 CORTEX = ("Prefrontal", "Frontal", "Temporal")  # Brawand's parts of what HPA calls Cortex
 FOLDS = 3
+# Width and latents by the nearest tissue of validation and, one left out, of training profiles:
+# [256, 128] and 32 have 18 of 19 and 86 %, these 19 of 19 and 94 %.
 REAL = {
-    "path_csv": ["series.csv"], "hidden_dims": [256, 128], "latent_dim": 32, "dropout": 0.5,
+    "path_csv": ["series.csv"], "hidden_dims": [512, 256], "latent_dim": 64, "dropout": 0.5,
     "beta": 0.0005, "lr": 0.001, "batch_size": 16, "num_epochs": 100,
 }  # fmt: skip
 

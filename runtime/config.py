@@ -139,8 +139,13 @@ class BetaVAEConfig(CohortConfig):
 
     def model_args(self) -> dict[str, Any]:
         """Return the arguments of the `models.betavae.BetaVAE` that this config describes."""
-        keys = ("hidden_dims", "latent_dim", "dropout", "output_activation")
-        return {"genes": self.rna_features} | {key: getattr(self, key) for key in keys}
+        return {
+            "genes": self.rna_features,
+            "hidden_dims": self.hidden_dims,
+            "latent_dim": self.latent_dim,
+            "dropout": self.dropout,
+            "output_activation": self.output_activation,
+        }
 
 
 class GANConfig(CohortConfig):

@@ -5,7 +5,6 @@ import http.client
 import json
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -63,7 +62,7 @@ class Server:
         return self
 
     def __exit__(self, *_):
-        self.process.send_signal(signal.SIGINT)
+        self.process.terminate()  # a shell's background jobs ignore SIGINT
         self.process.wait(timeout=60)  # on a busy machine too
         self.process.stdout.close()
 
