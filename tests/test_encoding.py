@@ -48,3 +48,18 @@ def test_damaged_jpeg_is_an_error(kept):
     )
     with pytest.raises((OSError, ValueError, SyntaxError)):
         decode_image(content[: int(len(content) * kept) if kept < 1 else kept])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("quality", [50, 95])
+def test_jpeg_is_decoded_as_pillow_does(mode, quality):
+    draw = np.random.default_rng(0)
+    coarse = Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    image = coarse.resize((64, 64), Image.Resampling.BICUBIC).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality, progressive=quality == 50)
+    expected = np.asarray(Image.open(buffer).convert("RGB"))
+    found = decode_image(buffer.getvalue())
+    assert found.shape == (64, 64, 3)
+    # CMYK becomes RGB by two formulas that round differently.
+    np.testing.assert_allclose(found.astype(int), expected, atol=int(mode == "CMYK"))
