@@ -59,8 +59,8 @@ def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
 def decode_image(content: bytes) -> np.ndarray:
     """Return an image file's content as uint8 RGB pixels (H, W, 3), which may not be written to.
 
-    JPEG goes through simplejpeg, which gives Pillow's pixels sooner; what it refuses (CMYK, damage)
-    is left to Pillow.
+    JPEG goes through simplejpeg, which gives Pillow's pixels sooner; what it refuses is left to
+    Pillow, and its errors.
 
     Raises:
         OSError, ValueError, SyntaxError: damaged, or no image.
