@@ -243,7 +243,8 @@ def dry_run(args: argparse.Namespace, setup: Setup, processes: Processes) -> lis
         sum(value.nbytes for value in network.state_dict().values())
         for network in (setup.networks.generator, setup.networks.critic)
     )
-    stored = 4 * generator + 3 * critic  # weights, their average, Adam's two moments
+    # Weights, Adam's two moments, and the generator's average.
+    stored = (3 + (config.ema_decay > 0)) * generator + 3 * critic
     facts = {
         "tiles": f"{len(dataset)} of {len(setup.inputs.rows)} slides, {config.img_size} px",
         "profiles": f"{len(setup.inputs.table)} of {len(setup.inputs.table.genes)} genes",
@@ -320,6 +321,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         learning_rates=(config.generator_lr, config.critic_lr),
         betas=tuple(config.adam_betas),
         device=device,
+        averaged=config.ema_decay > 0,
     )
     if processes.size > 1:
         networks.share_batch(device.type)
@@ -505,16 +507,18 @@ def train(
             row = progress.end_epoch(steps * config.tiles_per_step)
             last = progress.epoch == args.num_epochs or out_of_time
             if quality and (last or progress.epoch % config.metrics_every == 0):
-                row |= quality.measure(networks.average, conditioning)
+                with networks.evaluated() as evaluated:
+                    row |= quality.measure(evaluated, conditioning)
                 if row["fid"] <= min(past.get("fid", row["fid"]) for past in progress.history):
                     save_checkpoint(f"{args.model_dir}.best.model", "gan", setup.checkpoint())
                 if writer:
                     for key in ("fid", "kid"):
                         writer.add_scalar(key, row[key], progress.step)
             if processes.first and (last or progress.epoch % config.grid_every == 0):
-                grid = epoch_grid(
-                    networks.average, conditioning, grid_mu, args.seed, config.grid_columns
-                )
+                with networks.evaluated() as evaluated:
+                    grid = epoch_grid(
+                        evaluated, conditioning, grid_mu, args.seed, config.grid_columns
+                    )
                 write_png(Path(args.image_dir) / f"epoch_{progress.epoch:04d}.png", grid)
             if processes.first and (last or progress.elapsed_s - saved_at > SHORT_EPOCH_S):
                 save()

@@ -268,7 +268,7 @@ def write_world(folder: Path, tile_px: int, step_channels: int) -> None:
             path = store_path(folder / tissue, name)
             write_tile_store(path, name, tiles, pixels.shape[1], 0.5, {})
         table = pd.DataFrame(
-            draw.uniform(0, 50, (4, len(genes))), columns=[f"rna_{g}" for g in genes]
+            draw.uniform(0, 500, (4, len(genes))), columns=[f"rna_{g}" for g in genes]
         )
         table.insert(0, "wsi_file_name", names)
         table.to_csv(folder / f"{tissue}.csv", index=False)

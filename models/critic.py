@@ -27,7 +27,12 @@ class ConditionalCritic(nn.Module):
 
     Source: projection: Miyato and Koyama 2018 (arXiv 1802.05637); regression: Odena et al. 2017
     (arXiv 1610.09585) with a continuous target.
+
+    Attributes:
+        samples_apart: an image's features do not depend on what is beside it in the batch.
     """
+
+    samples_apart = True
 
     def build_head(
         self,

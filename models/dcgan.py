@@ -47,14 +47,14 @@ class Generator(nn.Module):
         self.shared_dim = latent_dim - local_noise * local_noise_dims(image_px)
         self.channels = step_channels * 2**halvings
         self.project = nn.Linear(self.shared_dim, self.channels * 16, bias=False)
-        self.project_norm = nn.Sequential(nn.BatchNorm2d(self.channels), nn.LeakyReLU(SLOPE))
+        self.project_norm = nn.Sequential(nn.BatchNorm2d(self.channels), nn.LeakyReLU(SLOPE, inplace=True))
         blocks = []
         for step in range(halvings):
             wide = self.channels // 2**step
             blocks += [
                 Upsample(wide, wide // 2, bias=False),
                 nn.BatchNorm2d(wide // 2),
-                nn.LeakyReLU(SLOPE),
+                nn.LeakyReLU(SLOPE, inplace=True),
             ]
         self.blocks = nn.Sequential(*blocks)
         self.to_rgb = Upsample(step_channels, 3)
@@ -112,13 +112,14 @@ class Critic(ConditionalCritic):
     ) -> None:
         super().__init__()
         halvings = _halvings(image_px)
-        blocks: list[nn.Module] = [Downsample(3, step_channels), nn.LeakyReLU(SLOPE)]
+        blocks: list[nn.Module] = [Downsample(3, step_channels), nn.LeakyReLU(SLOPE, inplace=True)]
         for step in range(halvings):
             narrow = step_channels * 2**step
             blocks.append(Downsample(narrow, narrow * 2, bias=norm == "none"))
-            blocks += [_norm(norm, narrow * 2), nn.LeakyReLU(SLOPE)]
+            blocks += [_norm(norm, narrow * 2), nn.LeakyReLU(SLOPE, inplace=True)]
         self.blocks = nn.Sequential(*blocks)
         self.apply(_initialise)
+        self.samples_apart = norm != "batch"
         channels = step_channels * 2**halvings
         self.build_head(channels, 16, latent_dim, conditioning, output, bias=norm != "batch")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,6 +69,8 @@ class Networks:
         learning_rates: of generator and critic.
         betas: of Adam.
         device: where they live.
+        averaged: keep a running average; without one the generator stands in its place, in
+            checkpoints too.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Networks:
         learning_rates: tuple[float, float],
         betas: tuple[float, float],
         device: torch.device,
+        averaged: bool = True,
     ) -> None:
         self.gan_type = gan_type
         self.generator_args, self.critic_args = generator_args, critic_args
@@ -84,7 +89,9 @@ class Networks:
         layout = {"device": device, "memory_format": torch.channels_last}
         self.generator = make_generator(**generator_args).to(**layout)
         self.critic = make_critic(**critic_args).to(**layout)
-        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.average = self.generator
+        if averaged:
+            self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), rate, betas, fused=device.type != "mps")
             for network, rate in zip((self.generator, self.critic), learning_rates, strict=True)
@@ -109,6 +116,8 @@ class Networks:
     @torch.no_grad()
     def update_average(self, decay: float, step: int) -> None:
         """Move the average towards the generator; the decay rises from 0.1 to `decay`."""
+        if self.average is self.generator:
+            return
         decay = min(decay, (1 + step) / (10 + step))
         averages, currents = self.average.state_dict(), self.generator.state_dict()
         for name, average in averages.items():
@@ -116,6 +125,15 @@ class Networks:
                 average.lerp_(currents[name], 1 - decay)
             else:
                 average.copy_(currents[name])
+
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """Yield the average, or the generator in its place, in eval mode."""
+        training = self.average.training
+        try:
+            yield self.average.eval()
+        finally:
+            self.average.train(training)
 
     def state_dict(self) -> dict[str, Any]:
         """Return arguments, weights and optimiser states for a checkpoint."""

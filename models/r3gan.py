@@ -40,8 +40,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features (N, C, H, W) of features (N, C, H, W)."""
-        hidden = F.leaky_relu(self.widen(features), SLOPE)  # (N, 2C, H, W)
-        return features + self.narrow(F.leaky_relu(self.mix(hidden), SLOPE))
+        hidden = F.leaky_relu_(self.widen(features), SLOPE)  # (N, 2C, H, W)
+        return features + self.narrow(F.leaky_relu_(self.mix(hidden), SLOPE))
 
 
 class ResidualGenerator(nn.Module):

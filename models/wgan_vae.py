@@ -135,8 +135,11 @@ def critic_objective(
         regression_weight: of the latent regression, where the critic has one.
         wrong: other profiles (N, D) than the tiles'; None: `mismatched` ones.
     """
-    features = critic.features(real)
-    on_real, on_fake = critic.judge(features, condition), critic(fake, condition)
+    if critic.samples_apart:
+        features, fake_features = critic.features(torch.cat([real, fake])).split(len(real))
+    else:
+        features, fake_features = critic.features(real), critic.features(fake)
+    on_real, on_fake = (critic.judge(side, condition) for side in (features, fake_features))
     below = on_fake.score
     if critic.embed is not None:
         wrong = mismatched(condition) if wrong is None else wrong

@@ -221,6 +221,23 @@ def test_average_follows_the_generator_and_starts_fast():
     torch.testing.assert_close(networks.average.to_rgb.bias, torch.ones(3))
 
 
+def test_without_an_average_the_generator_stands_in_its_place():
+    arguments = {"latent_dim": 4, "image_px": 32, "step_channels": 4}
+    shape = {"image_px": 32, "step_channels": 4}
+    networks = Networks(
+        "dcgan", arguments, shape, (1e-3, 1e-3), (0.5, 0.9), torch.device("cpu"), averaged=False
+    )
+    bias = networks.generator.to_rgb.bias.detach().clone()
+    networks.update_average(0.9, step=3)
+    torch.testing.assert_close(networks.generator.to_rgb.bias, bias)
+    with networks.evaluated() as generator:
+        assert generator is networks.generator and not generator.training
+    assert networks.generator.training and networks.generator.to_rgb.bias.requires_grad
+    state = networks.state_dict()
+    for name, value in state["generator"].items():
+        assert state["generator_ema"][name].data_ptr() == value.data_ptr()
+
+
 def test_weights_of_other_shapes_are_an_older_versions():
     arguments = {"latent_dim": 4, "image_px": 16, "step_channels": 2}
     critic = {"image_px": 16, "step_channels": 2}

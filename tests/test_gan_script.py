@@ -168,6 +168,11 @@ def test_published_options_train(betavae):
     state = train("published", "wganvae", 1)
     weights = [value for name, value in state["critic"].items() if name.endswith("weight")]
     assert max(weight.abs().max() for weight in weights) <= 0.01 + 1e-7
+    for name, value in state["generator"].items():
+        assert torch.equal(state["generator_ema"][name], value)
+    again = train("published_again", "wganvae", 1)
+    assert same_weights(train("published_again", "wganvae", 2), train("published", "wganvae", 2))
+    assert not same_weights(again, train("published", "wganvae", 2))
 
 
 def test_non_finite_loss_stops_with_the_last_good_checkpoint_kept(cohort, monkeypatch):
