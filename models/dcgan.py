@@ -47,7 +47,8 @@ class Generator(nn.Module):
         self.shared_dim = latent_dim - local_noise * local_noise_dims(image_px)
         self.channels = step_channels * 2**halvings
         self.project = nn.Linear(self.shared_dim, self.channels * 16, bias=False)
-        self.project_norm = nn.Sequential(nn.BatchNorm2d(self.channels), nn.LeakyReLU(SLOPE, inplace=True))
+        activation = nn.LeakyReLU(SLOPE, inplace=True)
+        self.project_norm = nn.Sequential(nn.BatchNorm2d(self.channels), activation)
         blocks = []
         for step in range(halvings):
             wide = self.channels // 2**step

@@ -231,8 +231,10 @@ def test_without_an_average_the_generator_stands_in_its_place():
     networks.update_average(0.9, step=3)
     torch.testing.assert_close(networks.generator.to_rgb.bias, bias)
     with networks.evaluated() as generator:
-        assert generator is networks.generator and not generator.training
-    assert networks.generator.training and networks.generator.to_rgb.bias.requires_grad
+        assert generator is networks.generator
+        assert not generator.training
+    assert networks.generator.training
+    assert networks.generator.to_rgb.bias.requires_grad
     state = networks.state_dict()
     for name, value in state["generator"].items():
         assert state["generator_ema"][name].data_ptr() == value.data_ptr()
