@@ -29,8 +29,8 @@ BETAVAE = SPLIT | {
     "batch_size": 64, "num_epochs": 100, "save_dir": "betavae",
 }  # fmt: skip
 # Few tiles and minutes: small networks, strong augmentation, lazy penalty, fast average, and noise
-# for every place, without which the texture repeats. A heavier regression is met by patterns that
-# only the critic reads: greyer tiles, a larger FID, and less expression read back.
+# for every place, without which the texture repeats. A weight of 4 for the regression is met by
+# patterns that only the critic reads: the DCGAN's FID was 306 after 1,480 steps, with 0.5 264.
 GAN = SPLIT | {
     "patch_data_path": ["tiles"], "img_size": 64, "n_workers": 0, "step_channels": 32,
     "latent_dim": 64, "noise_dim": 48, "local_noise": True, "generator_modulation": True,

@@ -156,7 +156,8 @@ class Networks:
         """
         try:
             self.generator.load_state_dict(state["generator"])
-            self.average.load_state_dict(state["generator_ema"])
+            if self.average is not self.generator:
+                self.average.load_state_dict(state["generator_ema"])
             self.critic.load_state_dict(state["critic"])
         except RuntimeError as error:
             where = str(error).splitlines()[-1].strip()

@@ -238,6 +238,11 @@ def test_without_an_average_the_generator_stands_in_its_place():
     state = networks.state_dict()
     for name, value in state["generator"].items():
         assert state["generator_ema"][name].data_ptr() == value.data_ptr()
+    averaged = Networks("dcgan", arguments, shape, (1e-3, 1e-3), (0.5, 0.9), torch.device("cpu"))
+    with torch.no_grad():
+        averaged.generator.to_rgb.bias.fill_(2.0)
+    networks.load_state_dict(averaged.state_dict())
+    torch.testing.assert_close(networks.generator.to_rgb.bias, torch.full((3,), 2.0))
 
 
 def test_weights_of_other_shapes_are_an_older_versions():
