@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from benchmarks import her2st
-from benchmarks.gan_quality import latents, train_ours
+from benchmarks.gan_quality import latents, sample_ours, train_ours
 from benchmarks.her2st import ROOT, run, write_config
 from data.pixels import image_grid, images_to_pixels, write_png
 from data.tiles import TileDataset
@@ -164,9 +164,9 @@ def measure_her2st(
     training = meter.features(pixels[~held_out])
     reader = fit_expression_reader(training, logged[~held_out][:, genes])
     for seed in seeds:
-        train_ours(work, f"rna {gan_type}", minutes, seed, processes)
-        plain = meter.measure(train_ours(work, gan_type, minutes, seed, processes)).fid
-        gan = load_checkpoint(work / f"models/rna-{gan_type}_{seed}.model", "gan")
+        gan = load_checkpoint(train_ours(work, f"rna {gan_type}", minutes, seed, processes), "gan")
+        unconditional = train_ours(work, gan_type, minutes, seed, processes)
+        plain = meter.measure(sample_ours(work, unconditional, seed)).fid
         generator = load_generator(gan, torch.device("cpu"))
         conditioning, mu = Conditioning.from_checkpoint(gan["conditioning"]), latents(work)
         zero = conditioning.mean.expand(int(held_out.sum()), -1)

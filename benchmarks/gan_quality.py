@@ -43,10 +43,8 @@ PEERS = ("published GAN", "published RNA-GAN")
 TARGETS = {"dcgan": 0.6, "rna dcgan": 0.6, "r3gan": 0.45, "rna r3gan": 0.45}
 
 
-def train_ours(
-    work: Path, name: str, minutes: float, seed: int, processes: int = 1
-) -> torch.Tensor:
-    """Return pixels (N, 64, 64, 3) of our model, one tile per held-out spot."""
+def train_ours(work: Path, name: str, minutes: float, seed: int, processes: int = 1) -> Path:
+    """Train our model; return its checkpoint."""
     gan_type, loss_type, changes = OURS[name]
     label = f"{name.replace(' ', '-')}_{seed}"
     config = her2st.write_config(work, label, her2st.GAN | changes)
@@ -57,7 +55,7 @@ def train_ours(
         f" --image_dir images/{label} --model_dir models/{label}",
         processes,
     )
-    return sample_ours(work, work / f"models/{label}.model", seed)
+    return work / f"models/{label}.model"
 
 
 def sample_ours(work: Path, checkpoint: Path, seed: int) -> torch.Tensor:
@@ -124,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
                 images = sample_published(generator, count, None if mu is None else mu[held_out])
                 made = images_to_pixels(images)
             else:
-                made = train_ours(work, name, args.minutes, seed, args.processes)
+                checkpoint = train_ours(work, name, args.minutes, seed, args.processes)
+                made = sample_ours(work, checkpoint, seed)
             label = f"{name.replace(' ', '-')}_{seed}"
             write_png(work / f"tiles_{label}.png", image_grid(made[:64].numpy(), 8))
             features = meter.features(made)
