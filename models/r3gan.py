@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.convolution import Convolution
 from models.critic import SLOPE, ConditionalCritic
 from models.local_noise import LocalNoise, local_noise_dims
 
@@ -31,9 +32,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
         wide = channels * EXPANSION
-        self.widen = nn.Conv2d(channels, wide, 1)
-        self.mix = nn.Conv2d(wide, wide, 3, 1, 1, groups=wide // GROUP_WIDTH)
-        self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
+        self.widen = Convolution(channels, wide, 1)
+        self.mix = Convolution(wide, wide, 3, 1, 1, groups=wide // GROUP_WIDTH)
+        self.narrow = Convolution(wide, channels, 1, bias=False)
         for layer in (self.widen, self.mix):
             _variance_preserving(layer, gain=depth**-0.25)
         nn.init.zeros_(self.narrow.weight)
@@ -126,7 +127,7 @@ class ResidualCritic(ConditionalCritic):
         super().__init__()
         widths = stage_widths(image_px, step_channels)[::-1]
         depth = blocks * len(widths)
-        first = nn.Conv2d(3, widths[0], 4, 2, 1)
+        first = Convolution(3, widths[0], 4, 2, 1)
         _variance_preserving(first)
         stages: list[nn.Module] = [first]
         for channels, after in zip(widths, [*widths[1:], widths[-1]], strict=True):
@@ -161,7 +162,7 @@ def stage_widths(image_px: int, step_channels: int) -> list[int]:
 
 
 def _resize_channels(before: int, after: int) -> nn.Conv2d:
-    layer = nn.Conv2d(before, after, 1, bias=False)
+    layer = Convolution(before, after, 1, bias=False)
     _variance_preserving(layer)
     return layer
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.convolution import input_gradient
+
 WASSERSTEIN = ("wgan", "wganvae")
 RELATIVISTIC = ("relativistic", "relativisticvae")
 LOSS_TYPES = (*WASSERSTEIN, "minimax", "lsgan", *RELATIVISTIC)
@@ -76,8 +78,7 @@ def gradient_penalty(
     one norm for the batch as in torchgan 0.1.0.
     """
     between = (fake + epsilon * (real - fake)).requires_grad_(True)  # (N, 3, H, W)
-    scores = score(between).float().sum()
-    (gradient,) = torch.autograd.grad(scores, between, create_graph=True)
+    gradient = input_gradient(score(between).float().sum(), between)
     gradient = gradient.float().flatten(0 if per_batch else 1)  # (N, 3HW), or (N3HW,)
     norm = gradient.square().sum(dim=-1).add(1e-12).sqrt()
     return (norm - 1).square().mean()
@@ -100,9 +101,7 @@ def zero_centred_penalty(
     Source: Mescheder et al. 2018 (arXiv 1801.04406), eq. 9 and 10.
     """
     images = images.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(
-        score(images, condition).float().sum(), images, create_graph=True
-    )
+    gradient = input_gradient(score(images, condition).float().sum(), images)
     return gradient.float().flatten(1).square().sum(dim=1).mean()
 
 

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from models import convolution
-from models.convolution import Downsample, Overlap, Patches, Upsample
+from models.convolution import (
+    Convolution,
+    Downsample,
+    Overlap,
+    Patches,
+    Upsample,
+    WeightGradient,
+    input_gradient,
+)
 
 
 @pytest.fixture
@@ -53,6 +61,53 @@ def test_matrix_form_equals_the_convolution_with_first_and_second_derivatives(
     assert calls
     for one, expected in zip(mine, derivatives(other, images), strict=True):
         torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("how", [(4, 2, 1, 1, 1), (3, 1, 1, 1, 2), (1, 1, 0, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolution_is_torchs_with_first_and_second_derivatives(exact, how, bias, layout):
+    kernel, stride, padding, dilation, groups = how
+    layer = Convolution(4, 6, kernel, stride, padding, dilation, groups, bias)
+    other = nn.Conv2d(4, 6, kernel, stride, padding, dilation, groups, bias)
+    layer.to(memory_format=layout)
+    other.load_state_dict(layer.state_dict())
+    images = torch.randn(2, 4, 8, 9).contiguous(memory_format=layout)
+    for one, expected in zip(derivatives(layer, images), derivatives(other, images), strict=True):
+        torch.testing.assert_close(one, expected)
+
+
+def test_a_penalty_leaves_out_the_weights_of_the_first_derivative_alone(exact, monkeypatch):
+    layers = nn.Sequential(Convolution(3, 4, 3), nn.Softplus(), Convolution(4, 2, 3))
+    images = torch.randn(2, 3, 9, 9, requires_grad=True)
+    calls, apply = [], WeightGradient.apply
+    monkeypatch.setattr(WeightGradient, "apply", lambda *a: calls.append(1) or apply(*a))
+    gradient = input_gradient(layers(images).sin().sum(), images)
+    assert not calls
+    (expected,) = torch.autograd.grad(layers(images).sin().sum(), images, create_graph=True)
+    assert len(calls) == 2
+    torch.testing.assert_close(gradient, expected)
+    weights = list(layers.parameters())
+    found = torch.autograd.grad(gradient.square().sum(), weights)
+    for one, other in zip(
+        found, torch.autograd.grad(expected.square().sum(), weights), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_convolution_in_bfloat16_autocast_is_torchs():
+    layer, images = Convolution(8, 8, 3, padding=1), torch.randn(2, 8, 6, 6)
+    other = nn.Conv2d(8, 8, 3, padding=1)
+    other.load_state_dict(layer.state_dict())
+    made = []
+    for one in (layer, other):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = one(images)
+            (out.float().square().sum()).backward()
+        assert out.dtype == torch.bfloat16
+        made.append((out, one.weight.grad, one.bias.grad))
+    for found, expected in zip(*made, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_patches_and_overlap_are_adjoint(exact):
