@@ -40,15 +40,15 @@ from data.training import (
 )
 from metrics.networks import find_network
 from metrics.quality import QualityMeter
-from models.augmentation import augmented, turned
+from models.adversarial_step import MEASURES, AdversarialStep
 from models.draws import draw_step
 from models.local_noise import local_noise_dims
 from models.networks import GAN_TYPES, Networks, network_arguments
 from models.profiles import ProfileEncoder
 from models.r3gan import GROUP_WIDTH
 from models.sampling import sample_images
-from models.wgan import CONDITIONAL, LOSS_TYPES, RELATIVISTIC, WASSERSTEIN, clip_weights
-from models.wgan_vae import Conditioning, critic_objective, critic_penalty, generator_objective
+from models.wgan import CONDITIONAL, LOSS_TYPES
+from models.wgan_vae import Conditioning
 from runtime.checkpoint import (
     check_genes,
     check_same_recipe,
@@ -57,7 +57,13 @@ from runtime.checkpoint import (
     save_checkpoint,
 )
 from runtime.config import GANConfig, load_config, unused_keys
-from runtime.device import autocast, choose_device, uses_bfloat16
+from runtime.device import (
+    choose_device,
+    return_freed_memory,
+    to_device,
+    use_large_pages,
+    uses_bfloat16,
+)
 from runtime.distributed import (
     Processes,
     join_processes,
@@ -81,9 +87,8 @@ from runtime.seeds import numpy_generator, seed_everything, torch_generator
 FREE = (
     "flag", "n_workers", "device", "log_interval", "summary_path", "checkpoint_minutes",
     "path_csv", "patch_data_path", "split_path", "vae_checkpoint", "tile_cache_mb",
-    "metrics_every", "metrics_tiles", "grid_every", "keep_checkpoints",
+    "metrics_every", "metrics_tiles", "grid_every", "keep_checkpoints", "cuda_graphs",
 )  # fmt: skip
-MEASURES = ("critic_loss", "generator_loss", "gradient_penalty")
 SHORT_EPOCH_S = 30.0  # checkpoints are at least so far apart, however short the epochs are
 
 
@@ -200,18 +205,10 @@ class Setup(NamedTuple):
         return self.networks.state_dict() | self.described | self.progress.to_checkpoint()
 
 
-def minimise(
-    optimizer: torch.optim.Optimizer, loss: torch.Tensor, network: nn.Module, processes: Processes
-) -> None:
-    """Take one step down the gradient of a loss, averaged over the processes; keep no gradient."""
-    loss.backward()
-    processes.average_gradients(network.parameters())
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Train a GAN or an RNA-GAN."""
+    use_large_pages()
+    return_freed_memory()
     args = build_parser().parse_args(argv)
     if args.parallel and choose_device(checked_config(args).device).type == "cuda":
         start_on_all_devices(argv, __file__)
@@ -373,7 +370,7 @@ def train(
 ) -> None:
     """Train from where the setup stands to the last epoch, or through a trial's steps alone."""
     config, device, bfloat16, inputs, mu, conditioning, networks, progress, _ = setup
-    generator, critic, dataset = networks.generator, networks.critic, inputs.tiles
+    dataset = inputs.tiles
     profiles = grid_mu = None
     if mu is not None:
         profiles = mu[inputs.rows]
@@ -393,11 +390,7 @@ def train(
             save_checkpoint(model_path, "gan", setup.checkpoint(), config.keep_checkpoints)
 
     # Loop
-    own_step = config.penalty_form == "per_batch" and args.loss_type in WASSERSTEIN
-    penalty_weight = config.penalty_interval * (
-        (args.loss_type in WASSERSTEIN) * config.gradient_penalty
-        + (args.loss_type in RELATIVISTIC) * config.zero_centred_penalty
-    )
+    take_step = AdversarialStep(networks, config, args.loss_type, bfloat16, processes)
     steps = len(dataset) // config.tiles_per_step
     share = processes.share(config.tiles_per_step)
     slides = torch.from_numpy(dataset.slide_numbers).long()
@@ -426,53 +419,13 @@ def train(
                     torch_generator(args.seed, "step", step),
                     config.tiles_per_step,
                     config.img_size,
-                    generator.latent_dim,
+                    networks.generator.latent_dim,
                     conditioning,
                     None if profiles is None else profiles[slides[numbers]],
                     config.penalty_form == "per_batch",
                 ).share(share, device)
-                condition = draws.condition
-                penalised = penalty_weight > 0 and step % config.penalty_interval == 0
-                real = pixels_to_images(pixels.to(device, non_blocking=True))
-                with autocast(device, bfloat16):
-                    fake = generator(draws.latents).float()
-                if config.augment != "none":
-                    real = turned(real, draws.turns)
-                if config.augment == "full":
-                    real = augmented(real, draws.real_changes)
-                    fake = augmented(fake, draws.fake_changes)
-
-                # Critic: loss and penalty one after the other, so that one graph is held at a time
-                given = (critic, args.loss_type, real, fake.detach(), condition)
-                with autocast(device, bfloat16):
-                    loss = critic_objective(*given, config.regression_weight, draws.wrong)
-                penalty = torch.zeros_like(loss)
-                if penalised and not own_step:
-                    loss.backward()
-                else:
-                    minimise(networks.critic_optimizer, loss, critic, processes)
-                if penalised:
-                    with autocast(device, bfloat16):
-                        penalty = critic_penalty(*given, draws.epsilon, per_batch=own_step)
-                    minimise(networks.critic_optimizer, penalty_weight * penalty, critic, processes)
-                if config.critic_clip:
-                    clip_weights(critic, config.critic_clip)
-
-                # Generator: the same images, judged by the critic as it is now
-                generator_value = torch.zeros_like(loss)
-                if (step + 1) % config.critic_steps == 0:
-                    critic.requires_grad_(False)
-                    with autocast(device, bfloat16):
-                        generator_value = generator_objective(
-                            critic, args.loss_type, real, fake, condition, config.regression_weight
-                        )
-                    minimise(networks.generator_optimizer, generator_value, generator, processes)
-                    critic.requires_grad_(True)
-                measures = torch.stack([loss, generator_value, penalty]).detach().float()
-                processes.average([measures, *networks.running_statistics()])
-                if (step + 1) % config.critic_steps == 0:
-                    networks.update_average(config.ema_decay, step)
-
+                real = pixels_to_images(to_device(pixels, device))
+                measures = take_step(step, real, draws)
                 progress.add(measures)
                 bar.update()
                 if trial:

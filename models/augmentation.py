@@ -44,10 +44,10 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
 
     Args:
         images: any range.
-        turns: of `draw_turns`, (N,).
+        turns: of `draw_turns`, (N,), where the images are.
     """
     side = images.shape[-1]
-    places = torch.arange(side * side).view(side, side)
+    places = torch.arange(side * side, device=images.device).view(side, side)
     orientations = [torch.rot90(places, turn) for turn in range(4)]
     orientations += [orientation.flip(1) for orientation in orientations]
     return _rearranged(images, torch.stack(orientations)[turns])
@@ -62,7 +62,7 @@ def augmented(images: Tensor, changes: Changes) -> Tensor:
 
     Args:
         images: float, in about [-1, 1].
-        changes: of `draw_changes`, of N images.
+        changes: of `draw_changes`, of N images, where they are.
 
     Source: differentiable augmentation, Zhao et al. 2020 (arXiv 2006.10738), section 3.
     """
@@ -76,20 +76,21 @@ def augmented(images: Tensor, changes: Changes) -> Tensor:
     rows, columns = (_mirrored(side, shift[:, None]) for shift in changes.shift)
     images = _rearranged(images, rows[:, :, None] * side + columns[:, None, :])
     down, across = (
-        (torch.arange(side) - middle[:, None]).abs() < side * HOLE / 2 for middle in changes.hole
+        (torch.arange(side, device=images.device) - middle[:, None]).abs() < side * HOLE / 2
+        for middle in changes.hole
     )
     hidden = down[:, None, :, None] & across[:, None, None, :]  # (N, 1, S, S)
-    return images.masked_fill(hidden.to(images.device), 0)
+    return images.masked_fill(hidden, 0)
 
 
 def _rearranged(images: Tensor, places: Tensor) -> Tensor:
     """Return images (N, C, H, W) whose pixels are those at `places` (N, H, W), row by row."""
     count, channels = images.shape[:2]
-    places = places.flatten(1)[:, None].expand(-1, channels, -1).to(images.device)
+    places = places.flatten(1)[:, None].expand(-1, channels, -1)
     return images.flatten(2).gather(2, places).view(images.shape)
 
 
 def _mirrored(side: int, shift: Tensor) -> Tensor:
     """Return the places (N, side) that an axis shows after a shift (N, 1), mirrored at its ends."""
-    places = (torch.arange(side) + shift).abs()
+    places = (torch.arange(side, device=shift.device) + shift).abs()
     return torch.where(places >= side, 2 * (side - 1) - places, places)

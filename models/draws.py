@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.augmentation import Changes, draw_changes, draw_turns
 from models.wgan_vae import Conditioning, mismatched
+from runtime.device import to_device
 
 
 class StepDraws(NamedTuple):
@@ -32,14 +33,17 @@ class StepDraws(NamedTuple):
     fake_changes: Changes
 
     def share(self, which: slice, device: torch.device) -> StepDraws:
-        """Return the part of some of the tiles; what the networks take is moved to `device`."""
-        own, condition, wrong = (
-            None if part is None else part[which].to(device)
-            for part in (self.latents, self.condition, self.wrong)
+        """Return the part of some of the tiles, on `device`."""
+        own, condition, wrong, turns = (
+            None if part is None else to_device(part[which], device)
+            for part in (self.latents, self.condition, self.wrong, self.turns)
         )
         epsilon = self.epsilon if len(self.epsilon) == 1 else self.epsilon[which]
-        changes = (self.real_changes.rows(which), self.fake_changes.rows(which))
-        return StepDraws(own, condition, wrong, epsilon.to(device), self.turns[which], *changes)
+        changes = (
+            Changes(*(to_device(part, device) for part in change.rows(which)))
+            for change in (self.real_changes, self.fake_changes)
+        )
+        return StepDraws(own, condition, wrong, to_device(epsilon, device), turns, *changes)
 
 
 def draw_step(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.dcgan import Critic, Generator
 from models.r3gan import ResidualCritic, ResidualGenerator
@@ -93,9 +94,12 @@ class Networks:
         if averaged:
             self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator_optimizer, self.critic_optimizer = (
-            torch.optim.Adam(network.parameters(), rate, betas, fused=device.type != "mps")
+            torch.optim.Adam(
+                network.parameters(), rate, betas,
+                fused=device.type != "mps", capturable=device.type == "cuda",
+            )
             for network, rate in zip((self.generator, self.critic), learning_rates, strict=True)
-        )
+        )  # fmt: skip
 
     def share_batch(self, device_type: str) -> None:
         """Prepare for batches that are split over processes: on GPUs the generator's batch
@@ -119,12 +123,11 @@ class Networks:
         if self.average is self.generator:
             return
         decay = min(decay, (1 + step) / (10 + step))
-        averages, currents = self.average.state_dict(), self.generator.state_dict()
-        for name, average in averages.items():
-            if average.is_floating_point():
-                average.lerp_(currents[name], 1 - decay)
-            else:
-                average.copy_(currents[name])
+        states = (self.average.state_dict(), self.generator.state_dict())
+        averages, currents = (
+            [value for value in state.values() if value.is_floating_point()] for state in states
+        )
+        get_ema_multi_avg_fn(decay)(averages, currents, None)
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
@@ -165,5 +168,9 @@ class Networks:
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """Load the optimiser states of a checkpoint, to continue its run exactly."""
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        for name in ("generator_optimizer", "critic_optimizer"):
+            optimizer = getattr(self, name)
+            kept = {key: optimizer.defaults[key] for key in ("fused", "capturable")}
+            optimizer.load_state_dict(state[name])
+            for group in optimizer.param_groups:  # of the device that it was on
+                group.update(kept)

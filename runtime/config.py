@@ -239,6 +239,9 @@ class GANConfig(CohortConfig):
         default="checkpoints/betavae_training_tissues/model_dict_best.pt",
         description="betaVAE of the RNA-GAN",
     )
+    cuda_graphs: bool = Field(
+        default=True, description="on one GPU: record the step and replay it; published: false"
+    )
     checkpoint_minutes: PositiveFloat = Field(
         default=30.0, description="longest time without a checkpoint; one is written per epoch too"
     )

@@ -16,7 +16,13 @@ OTHERS = {ROOT / "configs" / name for name in ("quiz.json", "stain_reference.jso
 FILES = sorted({*(ROOT / "configs").rglob("*.json")} - {*TABLES, *OTHERS})
 READERS = {
     BetaVAEConfig: ["betaVAE_training", "betaVAE_interpolation", "betaVAE_sample"],
-    GANConfig: ["histopathology_gan", "generate_tissue_images", "fid", "measure_conditioning"],
+    GANConfig: [
+        "histopathology_gan",
+        "models/adversarial_step",
+        "generate_tissue_images",
+        "fid",
+        "measure_conditioning",
+    ],  # fmt: skip
 }
 
 

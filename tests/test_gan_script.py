@@ -23,6 +23,8 @@ from metrics.conditioning import (
     swap_changes,
 )
 from metrics.quality import Quality
+from models import adversarial_step
+from models.adversarial_step import AdversarialStep
 from runtime.checkpoint import load_checkpoint
 from runtime.errors import UserError
 
@@ -85,18 +87,18 @@ def test_epochs_in_one_go_equal_epochs_with_a_stop_bit_for_bit(betavae):
 def test_a_run_stopped_within_an_epoch_continues_bit_for_bit(cohort, monkeypatch):
     change_config(cohort / "gan_lung.json", checkpoint_minutes=1e-9)
     whole = train("whole", "wgan", 2)
-    minimise, calls = histopathology_gan.minimise, []
+    take_step, calls = AdversarialStep.__call__, []
 
     def stop_at_step_ten(*given):
         calls.append(1)
-        if len(calls) > 20:
+        if len(calls) > 10:
             raise KeyboardInterrupt
-        minimise(*given)
+        return take_step(*given)
 
-    monkeypatch.setattr(histopathology_gan, "minimise", stop_at_step_ten)
+    monkeypatch.setattr(AdversarialStep, "__call__", stop_at_step_ten)
     with pytest.raises(KeyboardInterrupt):
         train("parts", "wgan", 2)
-    monkeypatch.setattr(histopathology_gan, "minimise", minimise)
+    monkeypatch.setattr(AdversarialStep, "__call__", take_step)
     assert load_checkpoint("models/parts.model", "gan")["counters"]["batch"] == 3
     assert same_weights(whole, train("parts", "wgan", 2))
 
@@ -177,9 +179,9 @@ def test_published_options_train(betavae):
 
 def test_non_finite_loss_stops_with_the_last_good_checkpoint_kept(cohort, monkeypatch):
     before = train("gan", "wgan", 1)
-    objective = histopathology_gan.critic_objective
+    objective = adversarial_step.critic_objective
     monkeypatch.setattr(
-        histopathology_gan, "critic_objective", lambda *given: objective(*given) * float("nan")
+        adversarial_step, "critic_objective", lambda *given: objective(*given) * float("nan")
     )
     with pytest.raises(UserError, match="not finite at step 8;"):
         train("gan", "wgan", 2)
