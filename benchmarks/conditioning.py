@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import her2st
 from benchmarks.gan_quality import latents, sample_ours, train_ours
-from benchmarks.her2st import ROOT, run, write_config
+from benchmarks.her2st import ROOT, Effort, run, write_config
 from data.pixels import image_grid, images_to_pixels, write_png
 from data.tiles import TileDataset
 from metrics.expression_recovery import (
@@ -104,7 +104,7 @@ def simulated_runs() -> dict[str, tuple[dict, str, list[str]]]:
 
 
 def measure_simulated(
-    work: Path, minutes: float, seeds: list[int], only: list[str], processes: int, cohort: int
+    work: Path, effort: Effort, seeds: list[int], only: list[str], cohort: int
 ) -> None:
     """Train and measure on the simulated cohort of that seed; finished models are kept."""
     simulated_cohort(work, cohort)
@@ -117,9 +117,8 @@ def measure_simulated(
             run(
                 work,
                 f"histopathology_gan.py --config {config} --seed {seed} --loss_type {loss_type}"
-                f" --num_epochs 100000 --max_minutes {minutes} --image_dir images/{label}"
-                f" --model_dir models/{label}",
-                processes,
+                f" {effort.options()} --image_dir images/{label} --model_dir models/{label}",
+                effort.processes,
             )
             for tissue in tissues:
                 own = write_config(work, f"{tissue}_table", runs[tissue][0])
@@ -149,25 +148,24 @@ def _named(score: dict) -> dict:
     return {"ours": score["r"], "low": score["low"], "high": score["high"]}
 
 
-def measure_her2st(
-    work: Path, minutes: float, seeds: list[int], processes: int, gan_type: str
-) -> None:
+def measure_her2st(work: Path, effort: Effort, seeds: list[int], gan_type: str) -> None:
     """Train on three sections of HER2ST and measure on the fourth."""
+    device = torch.device(effort.device)
     spots = her2st.prepare(work)
     run(work, f"betaVAE_training.py --config {write_config(work, 'vae', her2st.BETAVAE)}")
     held_out = spots.held_out.to_numpy()
     tiles = TileDataset([work / "tiles" / name for name in spots.wsi_file_name], None, 64)
     pixels = torch.stack([tiles[number][0] for number in range(len(tiles))])
-    meter = QualityMeter(find_network("inception"), torch.device("cpu"), pixels[held_out])
+    meter = QualityMeter(find_network("inception"), device, pixels[held_out])
     logged = np.log1p(her2st.expression(work))
     genes = most_abundant(logged[~held_out], ABUNDANT)
     training = meter.features(pixels[~held_out])
     reader = fit_expression_reader(training, logged[~held_out][:, genes])
     for seed in seeds:
-        gan = load_checkpoint(train_ours(work, f"rna {gan_type}", minutes, seed, processes), "gan")
-        unconditional = train_ours(work, gan_type, minutes, seed, processes)
-        plain = meter.measure(sample_ours(work, unconditional, seed)).fid
-        generator = load_generator(gan, torch.device("cpu"))
+        gan = load_checkpoint(train_ours(work, f"rna {gan_type}", effort, seed), "gan")
+        unconditional = train_ours(work, gan_type, effort, seed)
+        plain = meter.measure(sample_ours(work, unconditional, seed, device)).fid
+        generator = load_generator(gan, device)
         conditioning, mu = Conditioning.from_checkpoint(gan["conditioning"]), latents(work)
         zero = conditioning.mean.expand(int(held_out.sum()), -1)
         shuffled = numpy_generator(seed, "shuffle").permutation(np.flatnonzero(held_out))
@@ -225,9 +223,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--part", choices=("simulated", "her2st"), required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="training of each model")
+    Effort.add_flags(parser, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--processes", type=int, default=1, help="that train a model, by torchrun")
     parser.add_argument("--only", nargs="+", help="simulated: these models")
     parser.add_argument("--gan_type", choices=GAN_TYPES, default="dcgan", help="HER2ST")
     parser.add_argument(
@@ -237,12 +234,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     work = Path(args.work or tempfile.mkdtemp()).resolve()
     work.mkdir(parents=True, exist_ok=True)
+    effort = Effort.from_flags(args)
     if args.part == "her2st":
-        measure_her2st(work, args.minutes, args.seeds, args.processes, args.gan_type)
+        measure_her2st(work, effort, args.seeds, args.gan_type)
     else:
-        measure_simulated(
-            work, args.minutes, args.seeds, args.only, args.processes, args.cohort_seed
-        )
+        measure_simulated(work, effort, args.seeds, args.only, args.cohort_seed)
 
 
 if __name__ == "__main__":

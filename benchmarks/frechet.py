@@ -6,6 +6,7 @@ must be below the target, for speed it is the peer's seconds over ours and must 
 
     python3 -m benchmarks.frechet --only agreement distance features table
     python3 -m benchmarks.frechet --only agreement --tiles 40        # a minute or two
+    python3 -m benchmarks.frechet --only features table --device cuda
 """
 
 from __future__ import annotations
@@ -183,27 +184,30 @@ def published_network() -> nn.Module:
 
 
 @torch.inference_mode()
-def published_features(network: nn.Module, tiles: list[np.ndarray]) -> np.ndarray:
+def published_features(network: nn.Module, tiles: list[np.ndarray], device: str) -> np.ndarray:
     """Return features as published: batch size 2, float32, images resized by the network's rule."""
     rows = []
     for start in range(0, len(tiles), PUBLISHED_BATCH):
-        pixels = torch.from_numpy(np.stack(tiles[start : start + PUBLISHED_BATCH]))
-        rows.append(network(prepare_images(pixels, FID_RULE)))
+        pixels = torch.from_numpy(np.stack(tiles[start : start + PUBLISHED_BATCH])).to(device)
+        rows.append(network(prepare_images(pixels, FID_RULE)).cpu())
     return torch.cat(rows).numpy()
 
 
-def features(tiles: int, cache: Path) -> None:
+def features(tiles: int, cache: Path, device: str) -> None:
     """Time the features of 600 tiles, and compare them with batch size 2 of the same weights."""
     pixels = real_tiles("matched/her2st/tiles", tiles)
-    peer = torch_fidelity_inception(cache)
-    published = published_network()
+    peer = torch_fidelity_inception(cache).to(device)
+    published = published_network().to(device)
+    warm = pixels[: 2 * PUBLISHED_BATCH]
+    features_in_batches(peer, warm, PUBLISHED_BATCH, device)
+    published_features(published, warm, device)
     taken: dict[str, float] = {"ours": 0, "bfloat16": 0, "torch-fidelity": 0, "published": 0}
     rows: dict[str, list[np.ndarray]] = {"ours": [], "bfloat16": [], "torch-fidelity": []}
     source = Pixels("features", pixels)
     network = find_network("inception")
     with tempfile.TemporaryDirectory() as folder:
         extractors = {
-            name: FeatureExtractor(network, folder, bfloat16=name == "bfloat16")
+            name: FeatureExtractor(network, folder, device, bfloat16=name == "bfloat16")
             for name in ("ours", "bfloat16")
         }
         for one in extractors.values():
@@ -217,12 +221,11 @@ def features(tiles: int, cache: Path) -> None:
                 taken[name] += took
                 rows[name].append(found)
             chunk = [pixels[k] for k in part]
-            took, found = seconds(lambda chunk=chunk: features_in_batches(peer, chunk, 2))
+            took, found = seconds(lambda chunk=chunk: features_in_batches(peer, chunk, 2, device))
             taken["torch-fidelity"] += took
             rows["torch-fidelity"].append(found)
-            taken["published"] += seconds(lambda chunk=chunk: published_features(published, chunk))[
-                0
-            ]
+            took, _ = seconds(lambda chunk=chunk: published_features(published, chunk, device))
+            taken["published"] += took
     whole = {name: np.concatenate(parts) for name, parts in rows.items()}
     scale = np.abs(whole["torch-fidelity"]).max()
     error = float(np.abs(whole["ours"] - whole["torch-fidelity"]).max() / scale)
@@ -297,7 +300,7 @@ def write_world(folder: Path, tile_px: int, step_channels: int) -> None:
             save_checkpoint(folder / f"{kind}_{tissue}.model", "gan", state)
 
 
-def table(size: int, draws: int, precision: str) -> None:
+def table(size: int, draws: int, precision: str, device: str) -> None:
     """Time the 15-pair table against 15 runs of the published procedure.
 
     The published procedure computes, for each pair and draw, both sets' tiles and features at batch
@@ -322,19 +325,21 @@ def table(size: int, draws: int, precision: str) -> None:
                     row[key] = f"{folder}/betavae.pt"
         (folder / "table.json").write_text(json.dumps({"pairs": rows}))
         pixels = real_tiles("matched/her2st/tiles", 100)
-        network = published_network()
-        found = [published_features(network, pixels), published_features(network, pixels[::-1])]
-        per_tile = seconds(lambda: published_features(network, pixels))[0] / len(pixels)
+        network = published_network().to(device)
+        found = [published_features(network, part, device) for part in (pixels, pixels[::-1])]
+        per_tile = seconds(lambda: published_features(network, pixels, device))[0] / len(pixels)
         root = seconds(lambda: square_root_distance(found[0], found[1][:90]))[0]
         options = ["--table", f"{folder}/table.json", "--output", f"{folder}/out"]
         options += ["--sample_size", str(size), "--draws", str(draws), "--precision", precision]
+        options += ["--device", device]
         with contextlib.redirect_stdout(io.StringIO()):
             ours = seconds(lambda: fid.main(options))[0]
-        per_tile = (per_tile + seconds(lambda: published_features(network, pixels))[0] / 100) / 2
+        again = seconds(lambda: published_features(network, pixels, device))[0] / len(pixels)
+        per_tile = (per_tile + again) / 2
     peer = len(rows) * draws * (2 * size * per_tile + root)
     report(
-        f"seconds of the 15-pair table, {draws} draws of {size} tiles, {precision}, against 15"
-        " published runs",
+        f"seconds of the 15-pair table, {draws} draws of {size} tiles, {precision}, {device},"
+        " against 15 published runs",
         ours, peer, ">= 20", peer / ours, published_tile_s=per_tile, published_root_s=root,
     )  # fmt: skip
 
@@ -351,6 +356,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sample_size", type=int, default=PUBLISHED_TILES, help="of the table")
     parser.add_argument("--draws", type=int, default=PUBLISHED_DRAWS, help="of the table")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu", help="of features and table, and of their peers")
     parser.add_argument("--clock", choices=CLOCKS, default=clock)
     parser.add_argument("--cache", type=Path, default=Path("fid_results/features"))
     args = parser.parse_args(argv)
@@ -361,10 +367,10 @@ def main(argv: list[str] | None = None) -> None:
     if "distance" in args.only:
         distance(args.repeats)
     if "features" in args.only:
-        features(args.feature_tiles, args.cache)
+        features(args.feature_tiles, args.cache, args.device)
     if "table" in args.only:
         for precision in args.precision:
-            table(args.sample_size, args.draws, precision)
+            table(args.sample_size, args.draws, precision, args.device)
 
 
 if __name__ == "__main__":

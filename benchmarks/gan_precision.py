@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
                 f" --loss_type {args.loss_type} --image_dir images/{label}"
                 f" --model_dir models/{label}",
             )
-            made = sample_ours(work, work / f"models/{label}.model", seed)
+            made = sample_ours(work, work / f"models/{label}.model", seed, torch.device("cpu"))
             write_png(work / f"tiles_{label}.png", image_grid(made[:64].numpy(), 8))
             quality = meter.measure(made)
             found[precision].append((quality.fid, 1e3 * quality.kid))

@@ -19,6 +19,7 @@ import torch
 from scipy.stats import ks_2samp
 
 from benchmarks import her2st
+from benchmarks.her2st import Effort
 from benchmarks.published_gan import sample_published, train_published
 from data.pixels import image_grid, images_to_pixels, pixels_to_images, write_png
 from data.tiles import TileDataset
@@ -43,7 +44,7 @@ PEERS = ("published GAN", "published RNA-GAN")
 TARGETS = {"dcgan": 0.6, "rna dcgan": 0.6, "r3gan": 0.45, "rna r3gan": 0.45}
 
 
-def train_ours(work: Path, name: str, minutes: float, seed: int, processes: int = 1) -> Path:
+def train_ours(work: Path, name: str, effort: Effort, seed: int) -> Path:
     """Train our model; return its checkpoint."""
     gan_type, loss_type, changes = OURS[name]
     label = f"{name.replace(' ', '-')}_{seed}"
@@ -51,14 +52,14 @@ def train_ours(work: Path, name: str, minutes: float, seed: int, processes: int 
     her2st.run(
         work,
         f"histopathology_gan.py --config {config} --seed {seed} --gan_type {gan_type}"
-        f" --loss_type {loss_type} --num_epochs 100000 --max_minutes {minutes}"
+        f" --loss_type {loss_type} {effort.options()}"
         f" --image_dir images/{label} --model_dir models/{label}",
-        processes,
+        effort.processes,
     )
     return work / f"models/{label}.model"
 
 
-def sample_ours(work: Path, checkpoint: Path, seed: int) -> torch.Tensor:
+def sample_ours(work: Path, checkpoint: Path, seed: int, device: torch.device) -> torch.Tensor:
     """Return pixels (N, 64, 64, 3) of a checkpoint, one tile per held-out spot."""
     gan = load_checkpoint(checkpoint, "gan")
     conditioning = mu = None
@@ -66,7 +67,7 @@ def sample_ours(work: Path, checkpoint: Path, seed: int) -> torch.Tensor:
     if gan["conditioning"] is not None:
         conditioning = Conditioning.from_checkpoint(gan["conditioning"])
         mu = latents(work)[spots.held_out.to_numpy()]
-    generator = load_generator(gan, torch.device("cpu"))
+    generator = load_generator(gan, device)
     count = int(spots.held_out.sum())
     images = [image for _, image in sample_images(generator, seed, range(count), conditioning, mu)]
     return images_to_pixels(torch.stack(images))
@@ -87,13 +88,13 @@ def nearest(features: np.ndarray, training: np.ndarray) -> np.ndarray:
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--minutes", type=float, default=10.0, help="training of each model")
+    Effort.add_flags(parser, default=10.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--processes", type=int, default=1, help="that train one of our models")
     parser.add_argument("--only", nargs="+", choices=(*PEERS, *OURS), default=[*PEERS, *OURS])
     parser.add_argument("--work", help="folder that keeps models and pictures")
     args = parser.parse_args(argv)
     work = Path(args.work or tempfile.mkdtemp()).resolve()
+    effort, device = Effort.from_flags(args), torch.device(args.device)
     spots = her2st.prepare(work)
     her2st.run(
         work, f"betaVAE_training.py --config {her2st.write_config(work, 'vae', her2st.BETAVAE)}"
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     tiles = TileDataset([work / "tiles" / name for name in spots.wsi_file_name], None, 64)
     pixels = torch.stack([tiles[number][0] for number in range(len(tiles))])
     held_out = torch.from_numpy(spots.held_out.to_numpy())
-    meter = QualityMeter(find_network("inception"), torch.device("cpu"), pixels[held_out])
+    meter = QualityMeter(find_network("inception"), device, pixels[held_out])
     training = meter.features(pixels[~held_out])
     floor = frechet_distance(meter.real_features, training)
     print(json.dumps({"figure": "FID of real training against held-out tiles", "ours": floor}))
@@ -117,13 +118,13 @@ def main(argv: list[str] | None = None) -> None:
                     None if mu is None else mu[~held_out],
                     args.minutes,
                     seed,
+                    device,
                 )
                 count = int(held_out.sum())
                 images = sample_published(generator, count, None if mu is None else mu[held_out])
                 made = images_to_pixels(images)
             else:
-                checkpoint = train_ours(work, name, args.minutes, seed, args.processes)
-                made = sample_ours(work, checkpoint, seed)
+                made = sample_ours(work, train_ours(work, name, effort, seed), seed, device)
             label = f"{name.replace(' ', '-')}_{seed}"
             write_png(work / f"tiles_{label}.png", image_grid(made[:64].numpy(), 8))
             features = meter.features(made)

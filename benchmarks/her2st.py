@@ -5,11 +5,13 @@ Source: Andersson et al. 2021 (doi 10.1038/s41467-021-26271-2); 834 spots of fou
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,6 +41,34 @@ GAN = SPLIT | {
     "regression_weight": 0.5, "grid_every": 40, "train_partitions": ["train", "val"],
     "vae_checkpoint": "betavae/model_dict_best.pt",
 }  # fmt: skip
+
+
+class Effort(NamedTuple):
+    """How long each of our models trains, and where: until minutes or epochs are over."""
+
+    minutes: float
+    epochs: int
+    processes: int
+    device: str
+
+    @classmethod
+    def add_flags(cls, parser: argparse.ArgumentParser, **minutes: object) -> None:
+        """Add the flags that `from_flags` reads; `minutes`: of its argument."""
+        help_ = "training of each model"
+        parser.add_argument("--minutes", type=float, help=help_, **minutes)
+        parser.add_argument("--epochs", type=int, default=100000, help="of our models, at most")
+        parser.add_argument("--processes", type=int, default=1, help="that train one of our models")
+        parser.add_argument("--device", default="cpu")
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> Effort:
+        """Return what the flags say."""
+        return cls(*(getattr(args, name) for name in cls._fields))
+
+    def options(self) -> str:
+        """Return the flags of histopathology_gan.py."""
+        limit = f"--num_epochs {self.epochs} --max_minutes {self.minutes}"
+        return f"{limit} --device {self.device}"
 
 
 def prepare(folder: Path) -> pd.DataFrame:

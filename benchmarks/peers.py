@@ -40,10 +40,12 @@ def torch_fidelity_inception(folder: Path) -> nn.Module:
 
 
 @torch.inference_mode()
-def features_in_batches(network: nn.Module, tiles: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Return float32 (N, 2048) of uint8 tiles (H, W, 3), `size` at a time."""
+def features_in_batches(
+    network: nn.Module, tiles: Sequence[np.ndarray], size: int, device: str = "cpu"
+) -> np.ndarray:
+    """Return float32 (N, 2048) of uint8 tiles (H, W, 3), `size` at a time, where the network is."""
     rows = [
-        network(torch.from_numpy(np.stack(tiles[k : k + size])).permute(0, 3, 1, 2))[0]
+        network(torch.from_numpy(np.stack(tiles[k : k + size])).permute(0, 3, 1, 2).to(device))[0]
         for k in range(0, len(tiles), size)
     ]
-    return torch.cat(rows).numpy()
+    return torch.cat(rows).cpu().numpy()

@@ -100,7 +100,7 @@ class PublishedSteps:
 
 
 def train_published(
-    images: Tensor, mu: Tensor | None, minutes: float, seed: int
+    images: Tensor, mu: Tensor | None, minutes: float, seed: int, device: torch.device
 ) -> tuple[nn.Module, int]:
     """Return the trained generator and its steps.
 
@@ -109,9 +109,12 @@ def train_published(
         mu: the profile's latents (N, D) of each tile (RNA-GAN), or None (GAN, which also clips).
         minutes: wall clock.
         seed: of everything.
+        device: where it runs.
     """
     torch.manual_seed(seed)
-    published = PublishedSteps(images.shape[-1], [] if mu is None else mu, torch.device("cpu"))
+    images = images.to(device)
+    source = [] if mu is None else mu.to(device)
+    published = PublishedSteps(images.shape[-1], source, device)
     began, steps = time.monotonic(), 0
     while time.monotonic() - began < 60 * minutes:
         for rows in torch.randperm(len(images)).split(BATCH):
@@ -131,8 +134,10 @@ def sample_published(generator: nn.Module, count: int, mu: Tensor | None = None)
         count: how many.
         mu: for an RNA-GAN, the profile's latents (count, D) of each image.
     """
-    parts = []
+    parts, device = [], next(generator.parameters()).device
     for rows in torch.arange(count).split(10):
         latents = torch.randn(len(rows), generator.encoding_dims)
-        parts.append(generator(latents if mu is None else published_latents(mu[rows])))
+        if mu is not None:
+            latents = published_latents(mu[rows])
+        parts.append(generator(latents.to(device)).cpu())
     return torch.cat(parts)
