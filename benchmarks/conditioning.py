@@ -169,17 +169,26 @@ def measure_her2st(work: Path, effort: Effort, seeds: list[int], gan_type: str) 
         conditioning, mu = Conditioning.from_checkpoint(gan["conditioning"]), latents(work)
         zero = conditioning.mean.expand(int(held_out.sum()), -1)
         shuffled = numpy_generator(seed, "shuffle").permutation(np.flatnonzero(held_out))
-        given = {"generated": mu[held_out], "shuffled": mu[shuffled], "zero": zero}
-        read = {"real": read_expression(reader, meter.real_features)}
+        given = {
+            f"generated, mean of {TILES_PER_SPOT}": mu[held_out].repeat_interleave(
+                TILES_PER_SPOT, dim=0
+            ),
+            "shuffled": mu[shuffled],
+            "zero": zero,
+        }
         made, features = {}, {}
         for name, profiles in given.items():
-            repeated = profiles.repeat_interleave(TILES_PER_SPOT, dim=0)
-            images = sample_images(generator, seed, range(len(repeated)), conditioning, repeated)
-            tiles_made = images_to_pixels(torch.stack([image for _, image in images]))
-            found = meter.features(tiles_made)
-            made[name], features[name] = tiles_made[::TILES_PER_SPOT], found[::TILES_PER_SPOT]
-            every = read_expression(reader, found).reshape(len(profiles), TILES_PER_SPOT, -1)
-            read |= {name: every[:, 0], f"{name}, mean of {TILES_PER_SPOT}": every.mean(axis=1)}
+            images = sample_images(generator, seed, range(len(profiles)), conditioning, profiles)
+            made[name] = images_to_pixels(torch.stack([image for _, image in images]))
+            features[name] = meter.features(made[name])
+        made["generated"], features["generated"] = (
+            part[next(iter(given))][::TILES_PER_SPOT] for part in (made, features)
+        )
+        features["real"] = meter.real_features
+        read = {
+            name: read_expression(reader, part).reshape(len(zero), -1, len(genes)).mean(axis=1)
+            for name, part in features.items()
+        }
         scores = recovery_scores(
             read, logged[held_out][:, genes], numpy_generator(seed, "bootstrap"),
             spots.region[held_out].tolist(),

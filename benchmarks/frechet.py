@@ -221,7 +221,10 @@ def features(tiles: int, cache: Path, device: str) -> None:
                 taken[name] += took
                 rows[name].append(found)
             chunk = [pixels[k] for k in part]
-            took, found = seconds(lambda chunk=chunk: features_in_batches(peer, chunk, 2, device))
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as in ours
+                took, found = seconds(
+                    lambda chunk=chunk: features_in_batches(peer, chunk, 2, device)
+                )
             taken["torch-fidelity"] += took
             rows["torch-fidelity"].append(found)
             took, _ = seconds(lambda chunk=chunk: published_features(published, chunk, device))

@@ -33,12 +33,15 @@ from models.wgan_vae import Conditioning
 from runtime.checkpoint import load_checkpoint
 from runtime.files import write_json
 
+# The steps are faster with one block, and 4,000 of them come further with larger ones: FID 139
+# against 153.
+RESIDUAL = {"residual_blocks": 1, "generator_lr": 6e-4, "critic_lr": 6e-4}
 OURS = {
     "dcgan": ("dcgan", "relativistic", {}),
     "dcgan wgan": ("dcgan", "wgan", {"penalty_interval": 1}),
-    "r3gan": ("r3gan", "relativistic", {"residual_blocks": 1}),
+    "r3gan": ("r3gan", "relativistic", RESIDUAL),
     "rna dcgan": ("dcgan", "relativisticvae", {}),
-    "rna r3gan": ("r3gan", "relativisticvae", {"residual_blocks": 1}),
+    "rna r3gan": ("r3gan", "relativisticvae", RESIDUAL),
 }
 PEERS = ("published GAN", "published RNA-GAN")
 TARGETS = {"dcgan": 0.6, "rna dcgan": 0.6, "r3gan": 0.45, "rna r3gan": 0.45}
@@ -113,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.only:
             if name in PEERS:
                 mu = latents(work) if name == "published RNA-GAN" else None
-                generator, _ = train_published(
+                generator, steps = train_published(
                     pixels_to_images(pixels[~held_out]),
                     None if mu is None else mu[~held_out],
                     args.minutes,
@@ -124,14 +127,17 @@ def main(argv: list[str] | None = None) -> None:
                 images = sample_published(generator, count, None if mu is None else mu[held_out])
                 made = images_to_pixels(images)
             else:
-                made = sample_ours(work, train_ours(work, name, effort, seed), seed, device)
+                checkpoint = train_ours(work, name, effort, seed)
+                made = sample_ours(work, checkpoint, seed, device)
+                steps = load_checkpoint(checkpoint, "gan")["counters"]["step"]
             label = f"{name.replace(' ', '-')}_{seed}"
             write_png(work / f"tiles_{label}.png", image_grid(made[:64].numpy(), 8))
             features = meter.features(made)
             quality = meter.measure_features(features)
             scores.setdefault(name, []).append(quality.fid)
             copying = ks_2samp(nearest(features, training), real_distances, alternative="greater")
-            line = {"model": name, "seed": seed, "fid": quality.fid, "kid_x1000": 1e3 * quality.kid}
+            line = {"model": name, "seed": seed, "steps": steps}
+            line |= {"fid": quality.fid, "kid_x1000": 1e3 * quality.kid}
             line["nearest_training_tile_smaller_p"] = float(copying.pvalue)
             print(json.dumps(line), flush=True)
             write_json(work / f"quality_{label}.json", line)

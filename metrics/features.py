@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from metrics.inception import FIDInception
 from metrics.networks import NetworkFile, load_network, prepare_images
 from runtime.device import autocast
 from runtime.dry_run import seconds_per_unit
@@ -151,6 +152,8 @@ class FeatureExtractor:
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         if self._module is None:
             self._module = load_network(self.network).to(self.device)
+            if self.bfloat16 and isinstance(self._module, FIDInception):
+                self._module.bfloat16()  # it is nothing but convolutions: no casts at every call
         try:
             return self._forward(pixels)
         except torch.OutOfMemoryError as error:
@@ -166,6 +169,8 @@ class FeatureExtractor:
     @torch.inference_mode()
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         images = prepare_images(torch.from_numpy(pixels).to(self.device), self.network.rule)
+        if self.bfloat16 and isinstance(self._module, FIDInception):
+            images = images.bfloat16()
         try:
             # TF32 is the default of convolutions on a GPU and would change the features.
             with (
