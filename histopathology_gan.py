@@ -80,6 +80,7 @@ from runtime.dry_run import (
 from runtime.errors import UserError, run_script
 from runtime.files import sha256_of, write_csv
 from runtime.progress import Progress
+from runtime.recording import TRIALS
 from runtime.run import log, start_log, summary_writer, write_run_record
 from runtime.seeds import numpy_generator, seed_everything, torch_generator
 
@@ -232,7 +233,10 @@ def dry_run(args: argparse.Namespace, setup: Setup, processes: Processes) -> lis
     """Return what the run would need, from its first steps."""
     config, dataset = setup.config, setup.inputs.tiles
     held = min(len(dataset) * 3 * config.img_size**2, config.tile_cache_mb * 2**20)
-    trial = StepTrial(max(3, config.penalty_interval))
+    # A GPU's first steps of each kind choose algorithms and are recorded.
+    kinds = config.penalty_interval * config.critic_steps
+    warm_up = 1 if setup.device.type == "cpu" else kinds * (TRIALS + 1)
+    trial = StepTrial(max(3, config.penalty_interval), warm_up)
     steps = args.num_epochs * (len(dataset) // config.tiles_per_step) - setup.progress.step
     light = config.model_copy(update={"metrics_every": 0, "tile_cache_mb": 0})
     train(args, setup._replace(config=light), processes, trial)

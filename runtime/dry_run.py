@@ -106,24 +106,27 @@ class StepTrial:
     """Times the first steps of a training loop, which asks `is_over` after each of them.
 
     Args:
-        steps: to be timed, after one that warms up.
+        steps: to be timed.
+        warm_up: steps before them.
     """
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.taken, self.began, self.seconds = steps, 0, 0.0, 0.0
+    def __init__(self, steps: int, warm_up: int = 1) -> None:
+        self.steps, self.warm_up = steps, warm_up
+        self.taken, self.began, self.seconds = 0, time.perf_counter(), 0.0
 
     def is_over(self) -> bool:
         """Return whether the steps are timed, and the loop is to be left."""
         self.taken += 1
-        if self.taken == 1:
+        if self.taken == self.warm_up:
             self.began = time.perf_counter()
         self.seconds = time.perf_counter() - self.began
-        return self.taken > self.steps
+        return self.taken >= self.warm_up + self.steps
 
     @property
     def seconds_per_step(self) -> float:
-        """Seconds of a timed step."""
-        return self.seconds / max(self.taken - 1, 1)
+        """Seconds of a timed step; of any, where the loop ended before."""
+        timed = self.taken - self.warm_up
+        return self.seconds / (timed if timed > 0 else max(self.taken, 1))
 
 
 def peak_memory() -> int:

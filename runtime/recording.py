@@ -35,25 +35,28 @@ class Recorded:
         """Return what the function returns; `given`: tensors and tuples first, then flags."""
         flags = tuple(value for value in given if isinstance(value, bool))
         tensors = given[: len(given) - len(flags)]
-        if flags in self.graphs:
-            _copy(self.given, tensors)
-            graph, result = self.graphs[flags]
-            graph.replay()
-            return result
-        self.calls[flags] = self.calls.get(flags, 0) + 1
-        if self.calls[flags] <= TRIALS:
-            return self._aside(*given)
+        if flags not in self.graphs:
+            self.calls[flags] = self.calls.get(flags, 0) + 1
+            if self.calls[flags] <= TRIALS:
+                return self._aside(*given)
+            self.graphs[flags] = self._record(tensors, flags)
+        _copy(self.given, tensors)
+        graph, result = self.graphs[flags]
+        graph.replay()
+        return result
+
+    def _record(
+        self, tensors: tuple, flags: tuple[bool, ...]
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Return a recording of the function on tensors of its own, and what it will return."""
         if self.given is None:
             self.given = _clone(tensors)
-        _copy(self.given, tensors)
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
         # Threads that read tiles may use the GPU's memory meanwhile.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = self.function(*self.given, *flags)
-        self.graphs[flags] = graph, result
-        graph.replay()
-        return result
+        return graph, result
 
     def _aside(self, *given: Any) -> Tensor:
         """Call the function on a stream of its own, as recordings are."""

@@ -8,6 +8,7 @@ import pytest
 
 from runtime import dry_run
 from runtime.dry_run import (
+    StepTrial,
     dry_run_lines,
     scratch_trial,
     seconds_per_unit,
@@ -24,6 +25,24 @@ def test_lines_name_facts_time_memory_and_disk_and_nothing_is_made(tmp_path):
     assert lines[2].startswith("memory: 2 GB of ")
     assert lines[3].startswith("disk: 118 MB of ")
     assert not output.parent.exists()
+
+
+def test_a_trial_times_the_steps_after_those_that_warm_up(monkeypatch):
+    clock = iter([0.0, 100.0, 200.0, 200.0, 203.0, 207.0])
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: next(clock))
+    trial = StepTrial(2, warm_up=2)
+    assert [trial.is_over() for _ in range(2)] == [False, False]
+    assert trial.seconds_per_step == 0.0
+    assert [trial.is_over() for _ in range(2)] == [False, True]
+    assert trial.seconds_per_step == 3.5
+
+
+def test_a_loop_shorter_than_the_trials_warm_up_is_timed_whole(monkeypatch):
+    clock = iter([0.0, 4.0, 10.0])
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: next(clock))
+    trial = StepTrial(3, warm_up=9)
+    assert not any(trial.is_over() for _ in range(2))
+    assert trial.seconds_per_step == 5.0
 
 
 @pytest.mark.parametrize(

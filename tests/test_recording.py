@@ -1,7 +1,9 @@
-"""On a GPU, a recorded training step does what the plain one does."""
+"""A recorded function does what the plain one does: with stand-ins for a GPU's, and on a GPU."""
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,52 @@ from runtime.checkpoint import load_checkpoint
 from runtime.recording import Recorded
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+
+
+def test_recordings_take_the_calls_tensors_and_run_when_they_are_replayed(monkeypatch):
+    being_recorded, streams = [], SimpleNamespace(wait_stream=lambda other: None)
+
+    class Graph:
+        def pool(self):
+            return self
+
+        def replay(self):
+            self.kernels()
+
+    @contextlib.contextmanager
+    def recording(graph, pool, capture_error_mode):
+        being_recorded.append(graph)
+        yield
+        being_recorded.pop()
+
+    for name, stand_in in {
+        "CUDAGraph": Graph, "graph": recording, "Stream": lambda: streams,
+        "current_stream": lambda: streams, "stream": lambda aside: contextlib.nullcontext(),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    weight, ran = torch.zeros(3), []
+
+    def add(value, both, twice):
+        result = torch.zeros(())
+
+        def kernels():
+            weight.add_(value).add_(both[0] * (2 if twice else 1))
+            result.copy_(weight.sum())
+
+        ran.append(twice)
+        if being_recorded:
+            being_recorded[-1].kernels = kernels
+        else:
+            kernels()
+        return result
+
+    recorded, expected = Recorded(add), 0.0
+    for call in range(1, 13):
+        found = recorded(torch.full((3,), float(call)), (torch.ones(3), None), call % 3 == 0)
+        expected += 3 * (call + (2 if call % 3 == 0 else 1))
+        assert found.item() == expected
+    # Two plain calls and a recording of each kind, the rest is replayed.
+    assert (ran.count(True), ran.count(False), len(recorded.graphs)) == (3, 3, 2)
 
 
 @needs_gpu
