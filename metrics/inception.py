@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-3  # of every batch norm in the original graph
@@ -17,6 +18,21 @@ class Convolution(nn.Conv2d):
     def forward(self, features: Tensor) -> Tensor:
         """Return features (N, C, H, W)."""
         return super().forward(features).relu_()
+
+
+class PooledConvolution(Convolution):
+    """Average over 3 x 3 places, the padding left out, then a 1 x 1 convolution, bias and ReLU.
+
+    Both are linear and change places: fewer channels are left to be averaged.
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features (N, C, H, W)."""
+        mixed = nn.Conv2d.forward(self, features)
+        return F.avg_pool2d(mixed, 3, 1, 1, count_include_pad=False).relu_()
 
 
 class Mixed(nn.Module):
@@ -35,7 +51,7 @@ class Mixed(nn.Module):
 class MixedE(nn.Module):
     """The last two blocks, in which two branches fork once more."""
 
-    def __init__(self, channels: int, pool: nn.Module) -> None:
+    def __init__(self, channels: int, pool: nn.Module, pooled: Convolution) -> None:
         super().__init__()
         self.conv = Convolution(channels, 320, 1)
         self.tower_conv = Convolution(channels, 384, 1)
@@ -46,7 +62,7 @@ class MixedE(nn.Module):
         self.tower_1_mixed_conv = _row(384, 384, 3)
         self.tower_1_mixed_conv_1 = _column(384, 384, 3)
         self.tower_2_pool = pool
-        self.tower_2_conv = Convolution(channels, 192, 1)
+        self.tower_2_conv = pooled
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features (N, 2048, H, W)."""
@@ -93,8 +109,8 @@ class FIDInception(nn.Module):
                 mixed_6=_block_c(160),  # 768 x 17
                 mixed_7=_block_c(192),  # 768 x 17
                 mixed_8=_block_d(),  # 1280 x 8
-                mixed_9=MixedE(1280, _average_pool()),  # 2048 x 8
-                mixed_10=MixedE(2048, nn.MaxPool2d(3, 1, 1)),  # 2048 x 8
+                mixed_9=MixedE(1280, nn.Identity(), PooledConvolution(1280, 192)),  # 2048 x 8
+                mixed_10=MixedE(2048, nn.MaxPool2d(3, 1, 1), Convolution(2048, 192, 1)),  # 2048 x 8
                 pool2=nn.AvgPool2d(8),  # 2048 x 1
             )
         )
@@ -134,13 +150,9 @@ def fold_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tower(*layers: nn.Module) -> nn.Sequential:
-    """Name layers as the graph does: pool, conv, conv_1, conv_2, ..."""
-    named: OrderedDict[str, nn.Module] = OrderedDict()
-    for layer in layers:
-        count = sum(name.startswith("conv") for name in named)
-        name = f"conv_{count}" if count else "conv"
-        named[name if isinstance(layer, Convolution) else "pool"] = layer
-    return nn.Sequential(named)
+    """Name layers as the graph does: conv, conv_1, conv_2, ..."""
+    names = (f"conv_{number}" if number else "conv" for number in range(len(layers)))
+    return nn.Sequential(OrderedDict(zip(names, layers, strict=False)))
 
 
 def _row(inputs: int, outputs: int, width: int) -> Convolution:
@@ -149,10 +161,6 @@ def _row(inputs: int, outputs: int, width: int) -> Convolution:
 
 def _column(inputs: int, outputs: int, height: int) -> Convolution:
     return Convolution(inputs, outputs, (height, 1), padding=(height // 2, 0))
-
-
-def _average_pool() -> nn.AvgPool2d:
-    return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
 
 
 def _block_a(channels: int, pooled: int) -> Mixed:
@@ -164,7 +172,7 @@ def _block_a(channels: int, pooled: int) -> Mixed:
             Convolution(64, 96, 3, padding=1),
             Convolution(96, 96, 3, padding=1),
         ),
-        tower_2=_tower(_average_pool(), Convolution(channels, pooled, 1)),
+        tower_2=_tower(PooledConvolution(channels, pooled)),
     )
 
 
@@ -191,7 +199,7 @@ def _block_c(narrow: int) -> Mixed:
             _column(narrow, narrow, 7),
             _row(narrow, 192, 7),
         ),
-        tower_2=_tower(_average_pool(), Convolution(768, 192, 1)),
+        tower_2=_tower(PooledConvolution(768, 192)),
     )
 
 

@@ -172,7 +172,8 @@ def resize_tf1_bilinear(levels: Tensor, px: int) -> Tensor:
     Source: TensorFlow 1's resize_bilinear with align_corners false, which the FID's published
     statistics went through; columns first, then rows, in float32 as there.
     """
-    for axis in (3, 2):
+    levels = levels.permute(0, 2, 3, 1)  # (N, H, W, C), as pixels come and networks take them
+    for axis in (2, 1):
         size = levels.shape[axis]
         position = torch.arange(px, device=levels.device) * (size / px)
         low = position.long().clamp_(max=size - 1)
@@ -180,7 +181,7 @@ def resize_tf1_bilinear(levels: Tensor, px: int) -> Tensor:
         share = (position - low).view(-1, *[1] * (3 - axis))
         start = levels.index_select(axis, low)
         levels = start + (levels.index_select(axis, high) - start) * share
-    return levels
+    return levels.permute(0, 3, 1, 2)
 
 
 def _find_inception(weights: str | Path | None) -> NetworkFile:
