@@ -48,10 +48,11 @@ class AdversarialStep:
             + (loss_type in RELATIVISTIC) * config.zero_centred_penalty
         )
         self._train = self.train
-        # Every step has the same shapes, so that trying cuDNN's algorithms pays.
-        torch.backends.cudnn.benchmark = True
-        if self.device.type == "cuda" and processes.size == 1 and config.cuda_graphs:
-            self._train = Recorded(self.train)
+        if self.device.type == "cuda":
+            # Every step has the same shapes, so that trying cuDNN's algorithms pays.
+            torch.backends.cudnn.benchmark = True
+            if processes.size == 1 and config.cuda_graphs:
+                self._train = Recorded(self.train)
 
     def __call__(self, step: int, real: Tensor, draws: StepDraws) -> Tensor:
         """Take step number `step`; return its MEASURES, float32 (3,).
