@@ -169,10 +169,9 @@ def measure_her2st(work: Path, effort: Effort, seeds: list[int], gan_type: str) 
         conditioning, mu = Conditioning.from_checkpoint(gan["conditioning"]), latents(work)
         zero = conditioning.mean.expand(int(held_out.sum()), -1)
         shuffled = numpy_generator(seed, "shuffle").permutation(np.flatnonzero(held_out))
+        several = f"generated, mean of {TILES_PER_SPOT}"
         given = {
-            f"generated, mean of {TILES_PER_SPOT}": mu[held_out].repeat_interleave(
-                TILES_PER_SPOT, dim=0
-            ),
+            several: mu[held_out].repeat_interleave(TILES_PER_SPOT, dim=0),
             "shuffled": mu[shuffled],
             "zero": zero,
         }
@@ -181,9 +180,8 @@ def measure_her2st(work: Path, effort: Effort, seeds: list[int], gan_type: str) 
             images = sample_images(generator, seed, range(len(profiles)), conditioning, profiles)
             made[name] = images_to_pixels(torch.stack([image for _, image in images]))
             features[name] = meter.features(made[name])
-        made["generated"], features["generated"] = (
-            part[next(iter(given))][::TILES_PER_SPOT] for part in (made, features)
-        )
+        for part in (made, features):
+            part["generated"] = part[several][::TILES_PER_SPOT]
         features["real"] = meter.real_features
         read = {
             name: read_expression(reader, part).reshape(len(zero), -1, len(genes)).mean(axis=1)

@@ -169,8 +169,6 @@ class FeatureExtractor:
     @torch.inference_mode()
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         images = prepare_images(torch.from_numpy(pixels).to(self.device), self.network.rule)
-        if self.bfloat16 and isinstance(self._module, FIDInception):
-            images = images.bfloat16()
         try:
             # TF32 is the default of convolutions on a GPU and would change the features.
             with (

@@ -116,8 +116,9 @@ class FIDInception(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return features (N, 2048) of images (N, 3, 299, 299) in [-1, 1)."""
-        return self.layers(images.contiguous(memory_format=torch.channels_last)).flatten(1)
+        """Return features (N, 2048) of images (N, 3, 299, 299) in [-1, 1); any float dtype."""
+        images = images.to(next(self.parameters()).dtype, memory_format=torch.channels_last)
+        return self.layers(images).flatten(1)
 
 
 def fold_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,7 +153,7 @@ def fold_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _tower(*layers: nn.Module) -> nn.Sequential:
     """Name layers as the graph does: conv, conv_1, conv_2, ..."""
     names = (f"conv_{number}" if number else "conv" for number in range(len(layers)))
-    return nn.Sequential(OrderedDict(zip(names, layers, strict=False)))
+    return nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
 
 
 def _row(inputs: int, outputs: int, width: int) -> Convolution:
