@@ -11,7 +11,7 @@ from models.networks import Networks
 from models.wgan import RELATIVISTIC, WASSERSTEIN, clip_weights
 from models.wgan_vae import critic_objective, critic_penalty, generator_objective
 from runtime.config import GANConfig
-from runtime.device import autocast
+from runtime.device import autocast, bfloat16_products
 from runtime.distributed import Processes
 from runtime.recording import Recorded
 
@@ -65,7 +65,8 @@ class AdversarialStep:
         config = self.config
         penalised = self.penalty_weight > 0 and step % config.penalty_interval == 0
         of_generator = (step + 1) % config.critic_steps == 0
-        measures = self._train(real, draws, penalised, of_generator)
+        with bfloat16_products(self.bfloat16 and self.device.type == "cpu"):
+            measures = self._train(real, draws, penalised, of_generator)
         self.processes.average([measures, *self.networks.running_statistics()])
         if of_generator:
             self.networks.update_average(config.ema_decay, step)
@@ -83,19 +84,18 @@ class AdversarialStep:
             real = augmented(real, draws.real_changes)
             fake = augmented(fake, draws.fake_changes)
 
-        # Critic: loss and penalty one after the other, so that one graph is held at a time
+        # Critic: one graph at a time, and first the penalty's, while there are no gradients yet
         given = (critic, loss_type, real, fake.detach(), condition)
         own_step = config.penalty_form == "per_batch" and loss_type in WASSERSTEIN
+        penalty = torch.zeros((), device=real.device)
+        if penalised and not own_step:
+            penalty = self._penalty(given, draws)
+            (self.penalty_weight * penalty).backward()
         with self._autocast():
             loss = critic_objective(*given, config.regression_weight, draws.wrong)
-        penalty = torch.zeros_like(loss)
-        if penalised and not own_step:
-            loss.backward()
-        else:
-            self._minimise(networks.critic_optimizer, loss, critic)
-        if penalised:
-            with self._autocast():
-                penalty = critic_penalty(*given, draws.epsilon, per_batch=own_step)
+        self._minimise(networks.critic_optimizer, loss, critic)
+        if penalised and own_step:
+            penalty = self._penalty(given, draws, per_batch=True)
             self._minimise(networks.critic_optimizer, self.penalty_weight * penalty, critic)
         if config.critic_clip:
             clip_weights(critic, config.critic_clip)
@@ -111,6 +111,10 @@ class AdversarialStep:
             self._minimise(networks.generator_optimizer, generator_value, generator)
             critic.requires_grad_(True)
         return torch.stack([loss, generator_value, penalty]).detach().float()
+
+    def _penalty(self, given: tuple, draws: StepDraws, per_batch: bool = False) -> Tensor:
+        with self._autocast():
+            return critic_penalty(*given, draws.epsilon, per_batch)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, self.bfloat16)

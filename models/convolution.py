@@ -137,7 +137,7 @@ class Downsample(Convolution):
             return super().forward(features)
         columns = Patches.apply(features.permute(0, 2, 3, 1))  # (N h w, 16 C)
         weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)  # (O, 16 C)
-        rows = F.linear(columns, weight, self.bias)  # (N h w, O)
+        rows = wide_product(columns, weight, self.bias)  # (N h w, O)
         return rows.view(count, height, width, self.out_channels).permute(0, 3, 1, 2)
 
 
@@ -157,7 +157,8 @@ class Upsample(nn.ConvTranspose2d):
             return super().forward(features, output_size)
         rows = features.permute(0, 2, 3, 1).reshape(-1, self.in_channels)  # (N h w, C)
         weight = self.weight.permute(0, 2, 3, 1).reshape(self.in_channels, -1)  # (C, 16 O)
-        image = Overlap.apply(rows @ weight, (count, height, width))  # (N, 2h, 2w, O)
+        columns = wide_product(rows, weight.T)  # (N h w, 16 O)
+        image = Overlap.apply(columns, (count, height, width))  # (N, 2h, 2w, O)
         if self.bias is not None:
             image = image + self.bias
         return image.permute(0, 3, 1, 2)
@@ -200,6 +201,16 @@ class Overlap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return Patches.apply(gradient), None
+
+
+def wide_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the linear layer's rows (N, O) of rows (N, C), for far more weights than rows.
+
+    Out of autocast: its bfloat16 copies of all weights and of their gradients cost more than the
+    product. A CPU still multiplies in bfloat16 within `runtime.device.bfloat16_products`.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return F.linear(rows.to(weight.dtype), weight, bias)
 
 
 def _as_matrix(features: Tensor, pixels: int, channels: int) -> bool:

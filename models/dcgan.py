@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.convolution import Downsample, Upsample
+from models.convolution import Downsample, Upsample, wide_product
 from models.critic import SLOPE, ConditionalCritic
 from models.local_noise import LocalNoise, local_noise_dims
 
@@ -73,7 +73,8 @@ class Generator(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, 3, H, W) in [-1, 1] of latents (N, D)."""
         latents, noise = latents[:, : self.shared_dim], latents[:, self.shared_dim :]
-        features = self.project(latents).unflatten(1, (self.channels, 4, 4))  # (N, C, 4, 4)
+        features = wide_product(latents, self.project.weight)
+        features = features.unflatten(1, (self.channels, 4, 4))  # (N, C, 4, 4)
         features = self.project_norm(features.contiguous(memory_format=torch.channels_last))
         for number in range(len(self.blocks) // 3):
             upsample, norm, activation = self.blocks[3 * number : 3 * number + 3]

@@ -66,7 +66,7 @@ def use_large_pages() -> None:
 
 
 def return_freed_memory() -> None:
-    """Have the C library give a block of 4 MiB or more back to the system when it is freed.
+    """Have the C library give a block of 2 MiB or more back to the system when it is freed.
 
     Its limit otherwise grows with the blocks that are freed, up to 32 MiB: at full size a training
     run then holds half a gigabyte that nothing uses. The limit on free memory at the heap's end is
@@ -77,7 +77,7 @@ def return_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         set_option = ctypes.CDLL(None).mallopt
-        set_option(M_MMAP_THRESHOLD, 4 * 2**20)
+        set_option(M_MMAP_THRESHOLD, 2 * 2**20)
         set_option(M_TRIM_THRESHOLD, 128 * 2**20)
 
 
