@@ -61,7 +61,7 @@ from report.evaluation import closest_pairs, conditioning_lines, result_lines, s
 from report.style import DPI, look
 from runtime.checkpoint import check_betavae, check_genes, load_checkpoint
 from runtime.config import GANConfig, load_config
-from runtime.device import choose_device
+from runtime.device import choose_device, keep_freed_memory
 from runtime.dry_run import add_dry_run, dry_run_lines
 from runtime.errors import UserError, run_script
 from runtime.fid_table import Pair, PairTable, check_pair
@@ -560,6 +560,8 @@ def stored_result(output: Path, request: Any, overwrite: bool) -> dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> None:
+    keep_freed_memory()
+
     # Arguments and config
     args = build_parser().parse_args(argv)
     check_arguments(args)

@@ -56,7 +56,10 @@ class _Products:
         centred = across - weights1 @ across - (across @ weights2)[:, None] + mean12
         norm1, norm2 = len(rows1) / (len(rows1) - 1), len(rows2) / (len(rows2) - 1)
         scale1, scale2 = np.sqrt(weights1 * norm1), np.sqrt(weights2 * norm2)
-        nuclear = np.linalg.svd(scale1[:, None] * centred * scale2, compute_uv=False).sum()
+        product = scale1[:, None] * centred * scale2
+        # Singular values by the square's eigenvalues: half the time, and good to 1e-8 of the first.
+        squares = np.linalg.eigvalsh(product @ product.T)
+        nuclear = np.sqrt(np.maximum(squares, 0)).sum()
         trace1 = norm1 * (weights1 @ np.diag(within1) - mean11)
         trace2 = norm2 * (weights2 @ np.diag(within2) - mean22)
         return float(mean11 + mean22 - 2 * mean12 + trace1 + trace2 - 2 * nuclear)

@@ -163,7 +163,7 @@ def prepare_images(pixels: Tensor, rule: InputRule) -> Tensor:
         torch.tensor(value, device=levels.device).reshape(-1, 1, 1)
         for value in (rule.centre, rule.scale)
     )
-    return (levels - centre) / scale
+    return levels.sub_(centre).div_(scale)
 
 
 def resize_tf1_bilinear(levels: Tensor, px: int) -> Tensor:
@@ -180,7 +180,7 @@ def resize_tf1_bilinear(levels: Tensor, px: int) -> Tensor:
         high = (low + 1).clamp_(max=size - 1)
         share = (position - low).view(-1, *[1] * (3 - axis))
         start = levels.index_select(axis, low)
-        levels = start + (levels.index_select(axis, high) - start) * share
+        levels = levels.index_select(axis, high).sub_(start).mul_(share).add_(start)
     return levels.permute(0, 3, 1, 2)
 
 

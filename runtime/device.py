@@ -12,7 +12,7 @@ import torch
 
 from runtime.errors import UserError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -75,10 +75,25 @@ def return_freed_memory() -> None:
 
     Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """
+    _set_malloc({M_MMAP_THRESHOLD: 2 * 2**20, M_TRIM_THRESHOLD: 128 * 2**20})
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next use, in place of new pages at every batch.
+
+    For a network's inference over many batches of one size: a quarter of its time on a CPU goes
+    into pages otherwise. glibc only, elsewhere without effect.
+
+    Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
+    """
+    _set_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
+
+
+def _set_malloc(options: dict[int, int]) -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):
         set_option = ctypes.CDLL(None).mallopt
-        set_option(M_MMAP_THRESHOLD, 2 * 2**20)
-        set_option(M_TRIM_THRESHOLD, 128 * 2**20)
+        for option, value in options.items():
+            set_option(option, value)
 
 
 @contextlib.contextmanager

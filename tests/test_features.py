@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import features, networks
+from metrics import features, inception, networks
 from metrics.features import FeatureExtractor
 from metrics.networks import (
     FID_RULE,
@@ -105,6 +105,30 @@ def test_inception_with_folded_norms_equals_the_graph_it_came_from():
         expected, rows = original(images), load_network(found)(images)
     assert rows.shape == (2, 2048)
     torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inception_in_one_pass_equals_convolution_and_relu_apart(dtype, monkeypatch):
+    found = find_network("inception")
+    module = load_network(found).to(dtype)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
+    images = prepare_images(pixels, found.rule)
+    with torch.inference_mode():
+        rows = module(images)
+        monkeypatch.setattr(inception, "ONE_PASS", False)
+        expected = module(images)
+    torch.testing.assert_close(
+        rows, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("side", [3, 8, 17])
+def test_maximum_pool_equals_torchs(dtype, side):
+    draw = torch.Generator().manual_seed(side)
+    features = torch.randn(2, 5, side, side + 1, generator=draw).relu().to(dtype)
+    found = inception.MaxPool()(features.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(found, torch.nn.functional.max_pool2d(features, 3, 2))
 
 
 def test_every_tile_is_computed_once_whatever_is_asked(network, tmp_path):
