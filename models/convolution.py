@@ -136,8 +136,8 @@ class Downsample(Convolution):
         if not _as_matrix(features, count * height * width, self.out_channels):
             return super().forward(features)
         columns = Patches.apply(features.permute(0, 2, 3, 1))  # (N h w, 16 C)
-        weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)  # (O, 16 C)
-        rows = wide_product(columns, weight, self.bias)  # (N h w, O)
+        rows = Product.apply(columns.to(self.weight.dtype), self.weight)  # (N h w, O)
+        rows = rows if self.bias is None else rows + self.bias
         return rows.view(count, height, width, self.out_channels).permute(0, 3, 1, 2)
 
 
@@ -162,6 +162,63 @@ class Upsample(nn.ConvTranspose2d):
         if self.bias is not None:
             image = image + self.bias
         return image.permute(0, 3, 1, 2)
+
+
+class Product(torch.autograd.Function):
+    """Rows (N, O) of rows (N, k k C) and a convolution's weight (O, C, k, k).
+
+    The weight's gradient is added to `weight.grad` where it is made: a penalty makes two of them,
+    and autograd would hold both and their sum, three times the weight, which is most of the critic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return wide_product(rows, _matrix(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        of_weight = ctx.needs_input_grad[1] and _weights_asked_for
+        return (
+            ProductBack.apply(gradient, weight) if ctx.needs_input_grad[0] else None,
+            _learn(weight, gradient, rows) if of_weight else None,
+        )
+
+
+class ProductBack(torch.autograd.Function):
+    """A `Product`'s gradient at its rows; linear in that at its output and in the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient, weight)
+        return wide_product(gradient, _matrix(weight).T)
+
+    @staticmethod
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, weight = ctx.saved_tensors
+        of_weight = ctx.needs_input_grad[1] and _weights_asked_for
+        return (
+            Product.apply(rows, weight) if ctx.needs_input_grad[0] else None,
+            _learn(weight, gradient, rows) if of_weight else None,
+        )
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Return a convolution's weight (O, C, k, k) as matrix (O, k k C)."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _learn(weight: Tensor, gradient: Tensor, rows: Tensor) -> Tensor | None:
+    """Add a `Product`'s gradient to the weight's, or return it where autograd has to."""
+    matrix_is_view = weight.is_contiguous(memory_format=torch.channels_last)
+    if torch.is_grad_enabled() or not matrix_is_view:
+        product = (gradient.T @ rows).unflatten(1, (*weight.shape[2:], weight.shape[1]))
+        return product.permute(0, 3, 1, 2)
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    _matrix(weight.grad).addmm_(gradient.T, rows)
+    return None
 
 
 class Patches(torch.autograd.Function):

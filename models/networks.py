@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from models.adam import Adam
 from models.dcgan import Critic, Generator
 from models.r3gan import ResidualCritic, ResidualGenerator
 from runtime.errors import UserError
@@ -94,12 +95,9 @@ class Networks:
         if averaged:
             self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator_optimizer, self.critic_optimizer = (
-            torch.optim.Adam(
-                network.parameters(), rate, betas,
-                fused=device.type != "mps", capturable=device.type == "cuda",
-            )
+            Adam(network.parameters(), rate, betas)
             for network, rate in zip((self.generator, self.critic), learning_rates, strict=True)
-        )  # fmt: skip
+        )
 
     def share_batch(self, device_type: str) -> None:
         """Prepare for batches that are split over processes: on GPUs the generator's batch
@@ -169,8 +167,4 @@ class Networks:
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """Load the optimiser states of a checkpoint, to continue its run exactly."""
         for name in ("generator_optimizer", "critic_optimizer"):
-            optimizer = getattr(self, name)
-            kept = {key: optimizer.defaults[key] for key in ("fused", "capturable")}
-            optimizer.load_state_dict(state[name])
-            for group in optimizer.param_groups:  # of the device that it was on
-                group.update(kept)
+            getattr(self, name).load_state_dict(state[name])

@@ -171,6 +171,11 @@ class GANConfig(CohortConfig):
         default=[0.5, 0.999], min_length=2, max_length=2, description="published: 0.5, 0.999"
     )
     tiles_per_step: PositiveInt = Field(default=8, description="batch size; published: 8")
+    critic_parts: PositiveInt | None = Field(
+        default=None,
+        description="the critic learns from the batch in so many parts: the same gradient in less"
+        " memory; null: 2 on a CPU in float32, else 1; published: 1",
+    )
     critic_steps: PositiveInt = Field(default=1, description="per generator step; published: 1")
     latent_dim: PositiveInt = Field(
         default=2048,

@@ -13,6 +13,7 @@ import torch
 from runtime.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
+BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")  # of /proc/cpuinfo: Intel's and AMD's products
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -51,7 +52,8 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and sys.platform == "linux":
         with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as handle:
-            return "amx_bf16" in handle.read()
+            flags = handle.read()
+            return any(flag in flags for flag in BFLOAT16_FLAGS)
     return False
 
 
