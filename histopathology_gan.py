@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from data.expression import ExpressionTable
 from data.pixels import image_grid, images_to_pixels, pixels_to_images, write_png
+from data.pretrained import read_efficientnet
 from data.training import (
     TileBatches,
     TrainingTiles,
@@ -314,6 +315,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         input_dim=conditioning.input_dim if conditioning else config.latent_dim + extra_dims,
         profile_dim=mu.shape[1] if conditioning else 0,
         conditioning=config.critic_conditioning if conditioning else "none",
+        pretrained=config.critic_features == "pretrained",
     )
     networks = Networks(
         args.gan_type,
@@ -323,6 +325,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         betas=tuple(config.adam_betas),
         device=device,
         averaged=config.ema_decay > 0,
+        backbone=read_efficientnet() if config.critic_features == "pretrained" else None,
     )
     if processes.size > 1:
         networks.share_batch(device.type)

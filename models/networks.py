@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.adam import Adam
 from models.dcgan import Critic, Generator
+from models.pretrained_critic import PretrainedCritic
 from models.r3gan import ResidualCritic, ResidualGenerator
 from runtime.errors import UserError
 
@@ -39,6 +40,7 @@ def network_arguments(
     input_dim: int,
     profile_dim: int,
     conditioning: str,
+    pretrained: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments of a GAN type's generator and critic.
 
@@ -50,15 +52,17 @@ def network_arguments(
         output: of the critic's score.
         input_dim: D of the generator's input.
         profile_dim, conditioning: what the critic sees of the profile; 0 and "none" for a GAN.
+        pretrained: the critic is a PretrainedCritic.
     """
     seen = {"output": output, "latent_dim": profile_dim, "conditioning": conditioning}
     # Switched off they are left out, so that older checkpoints are the same recipe.
     noisy = {"local_noise": True} if local_noise else {}
+    own = {"blocks": blocks} if gan_type == "r3gan" else {"norm": norm}
+    critic_args = {**shape, **({} if pretrained else own), **seen}
     if gan_type == "r3gan":
-        shape = shape | {"blocks": blocks}
-        return {"latent_dim": input_dim, **shape, **noisy}, {**shape, **seen}
-    own = noisy | ({"modulation": True} if modulation else {})
-    return {"latent_dim": input_dim, **shape, **own}, {**shape, "norm": norm, **seen}
+        return {"latent_dim": input_dim, **shape, **own, **noisy}, critic_args
+    modulated = {"modulation": True} if modulation else {}
+    return {"latent_dim": input_dim, **shape, **noisy, **modulated}, critic_args
 
 
 class Networks:
@@ -73,6 +77,7 @@ class Networks:
         device: where they live.
         averaged: keep a running average; without one the generator stands in its place, in
             checkpoints too.
+        backbone: weights of EfficientNetLite; the critic then is a PretrainedCritic.
     """
 
     def __init__(
@@ -84,13 +89,19 @@ class Networks:
         betas: tuple[float, float],
         device: torch.device,
         averaged: bool = True,
+        backbone: dict[str, torch.Tensor] | None = None,
     ) -> None:
         self.gan_type = gan_type
         self.generator_args, self.critic_args = generator_args, critic_args
         make_generator, make_critic = GAN_TYPES[gan_type]
         layout = {"device": device, "memory_format": torch.channels_last}
         self.generator = make_generator(**generator_args).to(**layout)
-        self.critic = make_critic(**critic_args).to(**layout)
+        if backbone is not None:
+            make_critic = PretrainedCritic
+        self.critic = make_critic(**critic_args)
+        if backbone is not None:
+            self.critic.backbone.load_published(backbone)
+        self.critic.to(**layout)
         self.average = self.generator
         if averaged:
             self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)

@@ -106,10 +106,11 @@ def zero_centred_penalty(
 
 
 def clip_weights(critic: nn.Module, bound: float) -> None:
-    """Clip every weight of the critic to [-bound, bound].
+    """Clip every weight of the critic that learns to [-bound, bound].
 
     Source: Arjovsky et al. 2017, algorithm 1; the published GAN (not RNA-GAN) clips to 0.01.
     """
     with torch.no_grad():
         for weight in critic.parameters():
-            weight.clamp_(-bound, bound)
+            if weight.requires_grad:
+                weight.clamp_(-bound, bound)

@@ -207,6 +207,12 @@ class GANConfig(CohortConfig):
     critic_clip: NonNegative = Field(
         default=0.0, description="bound on critic weights; 0: none; published GAN: 0.01"
     )
+    critic_features: Literal["own", "pretrained"] = Field(
+        default="own",
+        description="pretrained: the critic sees tiles through an EfficientNet-Lite0 trained on"
+        " photographs too, for few tiles or little time; it is bounded by spectral normalisation,"
+        " so that the penalties' weights may be 0; published: own",
+    )
     critic_norm: Literal["group", "batch", "none"] = Field(
         default="group", description="published: batch"
     )

@@ -15,6 +15,7 @@ import betaVAE_training
 import generate_tissue_images
 import histopathology_gan
 import measure_conditioning
+from data.pretrained import read_efficientnet
 from metrics.conditioning import (
     FACTORS,
     conditioning_scores,
@@ -25,6 +26,7 @@ from metrics.conditioning import (
 from metrics.quality import Quality
 from models import adversarial_step
 from models.adversarial_step import AdversarialStep
+from models.pretrained_critic import EfficientNetLite
 from runtime.checkpoint import load_checkpoint
 from runtime.errors import UserError
 
@@ -137,6 +139,21 @@ def test_the_residual_gan_trains_and_odd_widths_are_named(betavae):
     change_config(betavae / "gan_lung.json", step_channels=4)
     with pytest.raises(UserError, match="multiple of 16"):
         train("other", "relativistic", 1, "--gan_type", "r3gan")
+
+
+def test_both_gans_train_with_the_pretrained_critic_and_resume_bit_for_bit(betavae):
+    change_config(betavae / "gan_lung.json", critic_features="pretrained", augment="full",
+                  zero_centred_penalty=0.0)  # fmt: skip
+    whole = train("whole", "relativisticvae", 2)
+    train("parts", "relativisticvae", 1)
+    parts = train("parts", "relativisticvae", 2)
+    assert same_weights(whole, parts)
+    backbone = EfficientNetLite(3)
+    backbone.load_published(read_efficientnet())
+    for name, weight in backbone.state_dict().items():
+        assert torch.equal(parts["critic"][f"backbone.{name}"], weight)
+    change_config(betavae / "gan_lung.json", step_channels=16, zero_centred_penalty=1.0)
+    assert train("r3", "relativistic", 1, "--gan_type", "r3gan")["counters"]["step"] > 0
 
 
 def test_held_out_donors_are_not_trained_on(betavae):
