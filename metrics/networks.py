@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import tempfile
 import urllib.error
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from metrics.inception import FIDInception, fold_weights
 from runtime.checkpoint import load_weights
 from runtime.errors import UserError
-from runtime.files import require_file, sha256_of
+from runtime.files import packaged_file, require_file, sha256_of
 
 INPUT_PX = 299
 # The file whose SHA-1 is a16e4d89c0ecbc17a915dd76ea9e41211aa82562.
@@ -185,7 +184,9 @@ def resize_tf1_bilinear(levels: Tensor, px: int) -> Tensor:
 
 
 def _find_inception(weights: str | Path | None) -> NetworkFile:
-    path = _first_file(weights, _cached(INCEPTION_FILE), _packaged_inception())
+    path = _first_file(
+        weights, _cached(INCEPTION_FILE), packaged_file(INCEPTION_PACKAGE, INCEPTION_FILE)
+    )
     path = path or _download(
         INCEPTION_URL,
         INCEPTION_FILE,
@@ -275,11 +276,3 @@ def _first_file(given: str | Path | None, *candidates: Path | None) -> Path | No
 
 def _cached(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / name
-
-
-def _packaged_inception() -> Path | None:
-    # The package is located, not imported: only its data file is needed, none of its requirements.
-    spec = importlib.util.find_spec(INCEPTION_PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / INCEPTION_FILE

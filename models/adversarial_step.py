@@ -92,11 +92,10 @@ class AdversarialStep:
         loss = torch.zeros((), device=real.device)
         penalty = torch.zeros_like(loss)
         for rows, share in self._parts(len(real)):
-            parts = (real, fake.detach(), condition, draws.wrong)
-            *images, seen, wrong = (None if part is None else part[rows] for part in parts)
-            given = (critic, loss_type, *images, seen)
+            parts = (real, fake.detach(), condition, draws.wrong, draws.epsilon)
+            *of_part, wrong, epsilon = (None if whole is None else whole[rows] for whole in parts)
+            given = (critic, loss_type, *of_part)
             if penalised and not own_step:
-                epsilon = draws.epsilon[rows] if len(draws.epsilon) > 1 else draws.epsilon
                 penalty = penalty + share * self._learn_penalty(given, epsilon, share)
             with self._autocast():
                 value = critic_objective(*given, config.regression_weight, wrong)
@@ -104,7 +103,7 @@ class AdversarialStep:
             loss = loss + share * value.detach()
         self._take(networks.critic_optimizer, critic)
         if penalised and own_step:
-            penalty = self._learn_penalty(given, draws.epsilon, per_batch=True)
+            penalty = self._learn_penalty(given, epsilon, per_batch=True)
             self._take(networks.critic_optimizer, critic)
         if config.critic_clip:
             clip_weights(critic, config.critic_clip)
@@ -123,7 +122,8 @@ class AdversarialStep:
         return torch.stack([loss, generator_value, penalty]).detach().float()
 
     def _parts(self, count: int) -> list[tuple[slice, float]]:
-        """Return rows of a batch of `count`, and their share of it."""
+        """Return rows of a batch of `count`, and their share of it; all where samples depend on
+        each other."""
         config, parts = self.config, self.config.critic_parts
         if parts is None:
             halves = self.device.type == "cpu" and not self.bfloat16

@@ -212,7 +212,7 @@ def _matrix(weight: Tensor) -> Tensor:
 def _learn(weight: Tensor, gradient: Tensor, rows: Tensor) -> Tensor | None:
     """Add a `Product`'s gradient to the weight's, or return it where autograd has to."""
     matrix_is_view = weight.is_contiguous(memory_format=torch.channels_last)
-    if torch.is_grad_enabled() or not matrix_is_view:
+    if torch.is_grad_enabled() or not weight.is_leaf or not matrix_is_view:
         product = (gradient.T @ rows).unflatten(1, (*weight.shape[2:], weight.shape[1]))
         return product.permute(0, 3, 1, 2)
     if weight.grad is None:
@@ -260,14 +260,14 @@ class Overlap(torch.autograd.Function):
         return Patches.apply(gradient), None
 
 
-def wide_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def wide_product(rows: Tensor, weight: Tensor) -> Tensor:
     """Return the linear layer's rows (N, O) of rows (N, C), for far more weights than rows.
 
     Out of autocast: its bfloat16 copies of all weights and of their gradients cost more than the
     product. A CPU still multiplies in bfloat16 within `runtime.device.bfloat16_products`.
     """
     with torch.autocast(rows.device.type, enabled=False):
-        return F.linear(rows.to(weight.dtype), weight, bias)
+        return F.linear(rows.to(weight.dtype), weight)
 
 
 def _as_matrix(features: Tensor, pixels: int, channels: int) -> bool:

@@ -10,6 +10,17 @@ from torch import Tensor, nn
 SLOPE = 0.2
 
 
+def doublings(image_px: int) -> int:
+    """Return how often a pixel doubles to the image's side.
+
+    Raises:
+        ValueError: `image_px` is not a power of two from 16 on.
+    """
+    if image_px < 16 or image_px & (image_px - 1):
+        raise ValueError(f"image_px {image_px}: a power of two from 16 on is needed")
+    return image_px.bit_length() - 1
+
+
 class CriticOutput(NamedTuple):
     """Scores (N,) and, with latent regression, the predicted latents (N, D); else None."""
 

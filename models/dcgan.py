@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.convolution import Downsample, Upsample, wide_product
-from models.critic import SLOPE, ConditionalCritic
+from models.critic import SLOPE, ConditionalCritic, doublings
 from models.local_noise import LocalNoise, local_noise_dims
 
 GROUPS = 8
@@ -42,7 +42,7 @@ class Generator(nn.Module):
         local_noise: bool = False,
     ) -> None:
         super().__init__()
-        halvings = _halvings(image_px)
+        halvings = doublings(image_px) - 3
         self.latent_dim, self.image_px = latent_dim, image_px
         self.shared_dim = latent_dim - local_noise * local_noise_dims(image_px)
         self.channels = step_channels * 2**halvings
@@ -113,7 +113,7 @@ class Critic(ConditionalCritic):
         conditioning: str = "none",
     ) -> None:
         super().__init__()
-        halvings = _halvings(image_px)
+        halvings = doublings(image_px) - 3
         blocks: list[nn.Module] = [Downsample(3, step_channels), nn.LeakyReLU(SLOPE, inplace=True)]
         for step in range(halvings):
             narrow = step_channels * 2**step
@@ -128,12 +128,6 @@ class Critic(ConditionalCritic):
     def features(self, images: Tensor) -> Tensor:
         """Return the features (N, C * 16) of images (N, 3, H, W) in [-1, 1]."""
         return self.blocks(images.contiguous(memory_format=torch.channels_last)).flatten(1)
-
-
-def _halvings(image_px: int) -> int:
-    if image_px < 16 or image_px & (image_px - 1):
-        raise ValueError(f"image_px {image_px}: a power of two from 16 on is needed")
-    return int(math.log2(image_px)) - 3
 
 
 def _norm(norm: str, channels: int) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models.convolution import Convolution
-from models.critic import SLOPE, ConditionalCritic
+from models.critic import SLOPE, ConditionalCritic, doublings
 
 NORM_EPSILON = 1e-3
 LAST_PX = 4
@@ -139,8 +139,7 @@ class PretrainedCritic(ConditionalCritic):
         conditioning: str = "none",
     ) -> None:
         super().__init__()
-        if image_px < 16 or image_px & (image_px - 1):
-            raise ValueError(f"image_px {image_px}: a power of two from 16 on is needed")
+        doublings(image_px)  # refuses other sides
         seen = [number for number, part in SEEN.items() if image_px // part >= LAST_PX]
         widths = [step_channels * wide for wide in (2, 2, 4, 8)][: len(seen)]
         last = 4 * step_channels

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.convolution import Convolution
-from models.critic import SLOPE, ConditionalCritic
+from models.critic import SLOPE, ConditionalCritic, doublings
 from models.local_noise import LocalNoise, local_noise_dims
 
 GROUP_WIDTH = 16
@@ -155,9 +155,7 @@ def stage_widths(image_px: int, step_channels: int) -> list[int]:
     """
     if step_channels % GROUP_WIDTH:
         raise ValueError(f"step_channels {step_channels}: a multiple of {GROUP_WIDTH} is needed")
-    if image_px < 16 or image_px & (image_px - 1):
-        raise ValueError(f"image_px {image_px}: a power of two from 16 on is needed")
-    stages = int(math.log2(image_px)) - 2
+    stages = doublings(image_px) - 2
     return [step_channels * min(2**step, 8) for step in reversed(range(stages))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -42,6 +43,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(NotADirectoryError):  # a file where the folder should be
             temporary.unlink(missing_ok=True)
+
+
+def packaged_file(package: str, name: str) -> Path | None:
+    """Return where an installed package has a file, or None; the package is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / name
 
 
 def write_text(path: str | Path, text: str) -> None:

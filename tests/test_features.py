@@ -117,6 +117,8 @@ def test_inception_in_one_pass_equals_convolution_and_relu_apart(dtype, monkeypa
         rows = module(images)
         monkeypatch.setattr(inception, "ONE_PASS", False)
         expected = module(images)
+    if dtype == torch.float32:
+        torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-3)
     # In bfloat16 the two round a hundred layers' outputs at other places, by up to 0.4 % each.
     bound = 1e-2 if dtype == torch.bfloat16 else 1e-5
     assert (rows - expected).norm() < bound * expected.norm()
