@@ -95,7 +95,8 @@ def simulated_runs() -> dict[str, tuple[dict, str, list[str]]]:
     }
     runs = {tissue: (base[tissue], "relativisticvae", [tissue]) for tissue in TISSUES}
     runs["both"] = (both, "relativisticvae", list(TISSUES))
-    published = base["lung"] | published_keys() | {"generator_modulation": False}
+    plain = {"generator_modulation": False, "local_noise": False}
+    published = base["lung"] | published_keys() | plain
     runs["published"] = (published, "wganvae", ["lung"])
     for seen in ("none", "projection", "regression"):
         keys = base["lung"] | {"critic_conditioning": seen}

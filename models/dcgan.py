@@ -12,6 +12,7 @@ from models.critic import SLOPE, ConditionalCritic, doublings
 from models.local_noise import LocalNoise, local_noise_dims
 
 GROUPS = 8
+BILINEAR = (0.25, 0.75, 0.75, 0.25)
 
 
 class Generator(nn.Module):
@@ -30,7 +31,8 @@ class Generator(nn.Module):
 
     Source: Radford et al. 2016 (arXiv 1511.06434) in the form of torchgan 0.1.0's DCGANGenerator,
     which RNA-GAN used: 111,815,555 parameters at 256 px, D = 2048, step_channels = 64. Modulation:
-    Chen et al. 2019 (arXiv 1810.01365).
+    Chen et al. 2019 (arXiv 1810.01365). Unlike there, the transposed convolutions begin as bilinear
+    upsampling.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Generator(nn.Module):
             ]
         self.blocks = nn.Sequential(*blocks)
         self.to_rgb = Upsample(step_channels, 3)
-        self.apply(_initialise)
+        self.apply(_start_smooth)
         nn.init.normal_(self.project.weight, std=math.sqrt(2 / (self.channels * 16)))
         widths = [layer.num_features for layer in self.blocks if isinstance(layer, nn.BatchNorm2d)]
         self.styles = nn.ModuleList(
@@ -68,7 +70,9 @@ class Generator(nn.Module):
         for style in self.styles:
             nn.init.normal_(style.weight, std=0.1 / math.sqrt(self.shared_dim))
             nn.init.zeros_(style.bias)
-        self.local_noise = LocalNoise(image_px, widths) if local_noise else None
+        # Behind normalisation the noise begins as strong as the features: from nothing it is not
+        # learnt, and every tile has its nuclei in the same places.
+        self.local_noise = LocalNoise(image_px, widths, spread=1.0) if local_noise else None
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, 3, H, W) in [-1, 1] of latents (N, D)."""
@@ -137,7 +141,23 @@ def _norm(norm: str, channels: int) -> nn.Module:
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+    if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def _start_smooth(module: nn.Module) -> None:
+    """Have a transposed convolution upsample bilinearly between random mixes of the channels.
+
+    From random kernels it makes a raster, since neighbouring pixels have different ones, and a
+    short training keeps it.
+    """
+    if isinstance(module, Upsample):
+        ramp = torch.tensor(BILINEAR)
+        mix = torch.randn(*module.weight.shape[:2], 1, 1) / math.sqrt(module.in_channels)
+        # A pixel gets 2 x 2 of the taps: divided by the norm of these, the variance stays.
+        module.weight.copy_(mix * torch.outer(ramp, ramp) / (ramp.square().sum() / 2))
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -15,21 +15,22 @@ class LocalNoise(nn.Module):
     """Adds noise to feature maps of 8 px to half the image's side, one map each per image.
 
     The maps are latents like the others, so that a tile is still made by one vector; every channel
-    learns how much it takes of them, from nothing on.
+    learns how much it takes of them.
 
     Args:
         image_px: side of the image.
         channels: of the feature maps, from 8 px on; what there is more of is not used.
+        spread: standard deviation of the first strengths, of either sign.
 
     Source: Karras et al. 2019 (arXiv 1812.04948), section 3.2.
     """
 
-    def __init__(self, image_px: int, channels: Sequence[int]) -> None:
+    def __init__(self, image_px: int, channels: Sequence[int], spread: float = 0.0) -> None:
         super().__init__()
         self.sides = noise_sides(image_px)
         self.strengths = nn.ParameterDict(
             {
-                str(side): torch.zeros(count, 1, 1)
+                str(side): spread * torch.randn(count, 1, 1)
                 for side, count in zip(self.sides, channels, strict=False)
             }
         )

@@ -51,8 +51,8 @@ def test_switched_off_modulation_and_local_noise_leave_the_dcgan():
     missing, unknown = more.load_state_dict(plain.state_dict(), strict=False)
     assert not unknown
     assert all(name.startswith(("styles.", "local_noise.")) for name in missing)
-    for style in more.styles:
-        nn.init.zeros_(style.weight)
+    for weight in (*more.styles.parameters(), *more.local_noise.parameters()):
+        nn.init.zeros_(weight)
     z = torch.randn(3, more.latent_dim)
     torch.testing.assert_close(more.eval()(z), plain.eval()(z[:, :10]))
 
@@ -83,6 +83,24 @@ def test_local_noise_changes_its_surroundings_alone():
     rows, columns = changed.nonzero().T
     assert (rows.min(), rows.max()) == (9, 12)
     assert (columns.min(), columns.max()) == (13, 16)
+
+
+def test_new_layers_upsample_bilinearly_and_keep_the_variance():
+    generator = Generator(10, 32, 32)
+    layer = generator.blocks[0]
+    level = torch.randn(1, 128, 1, 1).expand(1, 128, 8, 8)
+    inside = layer(level)[:, :, 1:-1, 1:-1]
+    torch.testing.assert_close(inside, inside[:, :, :1, :1].expand_as(inside))  # no raster
+    ramp = torch.arange(8.0).expand(1, 128, 8, 8)
+    slopes = layer(ramp).diff(dim=3)[:, :, 2:-2, 2:-2]
+    torch.testing.assert_close(slopes, slopes[..., :1].expand_as(slopes), rtol=1e-3, atol=1e-4)
+    assert layer(torch.randn(16, 128, 8, 8)).std().item() == pytest.approx(1, rel=0.1)
+
+
+def test_new_local_noise_is_as_strong_as_the_normalised_features():
+    generator = Generator(10 + local_noise_dims(64), 64, 32, local_noise=True)
+    for strengths in generator.local_noise.strengths.values():
+        assert strengths.std().item() == pytest.approx(1, rel=0.3)
 
 
 @pytest.mark.parametrize("px", [32, 64])
