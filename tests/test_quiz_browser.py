@@ -64,6 +64,12 @@ def device(browser):
     assert complaints == []
 
 
+def wait_for(page, selector):
+    """Wait until the page that shows this has loaded: its keys work from then on."""
+    page.wait_for_selector(selector)
+    page.wait_for_load_state()
+
+
 def truth(quiz, page):
     """Return whether the first tile on the page is real."""
     token = page.locator(".tile").first.get_attribute("href").rsplit("/", 1)[1]
@@ -79,17 +85,17 @@ def test_a_full_game_by_keyboard_ends_on_the_leaderboard(site, device):
     page.locator("input[name=layout][value=single]").focus()
     page.keyboard.press("Enter")
     for number in range(1, 5):
-        page.wait_for_selector(f"text=Question {number} of 4")
+        wait_for(page, f"text=Question {number} of 4")
         page.keyboard.press("r" if truth(quiz, page) else "g")
-        page.wait_for_selector("role=status")
+        wait_for(page, "role=status")
         assert page.locator(".verdict h1").inner_text().endswith("Right")
         page.keyboard.press("Enter")
-    page.wait_for_selector("text=4 of 4 right")
+    wait_for(page, "text=4 of 4 right")
     width = "image => image.decode().then(() => image.naturalWidth)"
     assert page.locator(".result-card").evaluate(width) == 1200
     page.fill("#nickname", "Ana R")
     page.keyboard.press("Enter")
-    page.wait_for_selector("th:has-text('Ana R')")
+    wait_for(page, "th:has-text('Ana R')")
     assert quiz.store.finished_games()[0]["correct"] == 4
 
 
@@ -100,7 +106,7 @@ def test_pairs_are_answered_with_arrows_and_tiles_enlarge_and_shrink(site, devic
     page.check("input[value=pair]", force=True)
     page.check("input[name=feedback][value=end]", force=True)
     page.click("button.primary")
-    page.wait_for_selector("text=Which of the two tiles is real?")
+    wait_for(page, "text=Which of the two tiles is real?")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator(".tile").nth(1).focus()
     page.keyboard.press("z")
@@ -112,7 +118,7 @@ def test_pairs_are_answered_with_arrows_and_tiles_enlarge_and_shrink(site, devic
     page.keyboard.press("Escape")
     assert page.locator("dialog").get_attribute("open") is None
     page.keyboard.press("ArrowLeft" if truth(quiz, page) else "ArrowRight")
-    page.wait_for_selector("text=Question 2 of 4")
+    wait_for(page, "text=Question 2 of 4")
     assert quiz.store.answers()[0]["correct"] == 1
 
 
@@ -123,7 +129,7 @@ def test_when_the_time_is_up_the_page_moves_on_by_itself(site, device):
     page.check("input[name=timed]")
     page.check("input[name=feedback][value=end]", force=True)
     page.click("button.primary")
-    page.wait_for_selector("text=Question 2 of 4")
+    wait_for(page, "text=Question 2 of 4")
     answer = quiz.store.answers()[0]
     assert (answer["choice"], answer["correct"]) == ("timeout", 0)
     assert 1.5 < answer["seconds"] < 4
@@ -159,7 +165,7 @@ def test_a_study_is_interrupted_continued_elsewhere_and_exported(site, device, t
             phone.goto(link)
             assert "2 of 6 tiles rated" in phone.inner_text("main")
             phone.click("a.primary")
-        page.wait_for_selector(f"text=Tile {number} of 6")
+        wait_for(page, f"text=Tile {number} of 6")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.keyboard.press("4")
         page.keyboard.press("Tab")
@@ -184,7 +190,7 @@ def test_controls_and_pictures_have_names_and_pages_one_heading(site, device):
     page = device(PHONE)
     page.goto(address)
     page.click("button.primary")
-    page.wait_for_selector("text=Question 1 of 4")
+    wait_for(page, "text=Question 1 of 4")
     for path in ("/", "/play", "/leaderboard", "/admin"):
         page.goto(address + path)
         assert page.locator("h1").count() == 1
