@@ -3,9 +3,10 @@
 Simulated: RNA-GANs of lung, brain and of both at 64 px, the published formulation, and lung with
 less in the critic, measured on held-out donors by measure_conditioning.py. HER2ST: expression read
 back from tiles generated for held-out spots, by a ridge fitted on real training tiles, against real
-tiles, shuffled and zero profiles; FID against the unconditional model's; nuclear density of
-generated against real tiles. One JSON line per figure. Nothing else should run meanwhile. A run
-that was stopped continues with the same --work.
+tiles, shuffled and zero profiles, and real training tiles of the nearest profiles, as a generator
+without error would give; FID against the unconditional model's; nuclear density of generated
+against real tiles. One JSON line per figure. Nothing else should run meanwhile. A run that was
+stopped continues with the same --work.
 
     python3 -m benchmarks.conditioning --part simulated --minutes 15 --work work
     python3 -m benchmarks.conditioning --part her2st --minutes 12 --work work
@@ -48,6 +49,7 @@ ABUNDANT = 250
 WIDER = {"step_channels": 32}  # than the demonstration's, which has two minutes
 TILES_PER_DONOR = 48  # as many as a slide has; 16 leave brain's airspace r 0.54 on real tiles
 TILES_PER_SPOT = 8  # generated, HER2ST: what one tile says is scored, and the mean of all
+NEAREST = (1, 8, 32)  # real training tiles of the nearest profiles: what a faithful generator has
 HER2ST_MPP = 0.683 * 256 / 64  # 200 um of the array are 293 px of the original
 
 
@@ -162,12 +164,20 @@ def measure_her2st(work: Path, effort: Effort, seeds: list[int], gan_type: str) 
     genes = most_abundant(logged[~held_out], ABUNDANT)
     training = meter.features(pixels[~held_out])
     reader = fit_expression_reader(training, logged[~held_out][:, genes])
+    mu = latents(work)
+    scaled = mu / mu[~held_out].std(dim=0)
+    nearest = torch.cdist(scaled[held_out], scaled[~held_out]).argsort(dim=1).numpy()
+    on_training = read_expression(reader, training)
+    faithful = {
+        f"real training tiles of the {count} nearest profiles": on_training[nearest[:, :count]]
+        for count in NEAREST
+    }
     for seed in seeds:
         gan = load_checkpoint(train_ours(work, f"rna {gan_type}", effort, seed), "gan")
         unconditional = train_ours(work, gan_type, effort, seed)
         plain = meter.measure(sample_ours(work, unconditional, seed, device)).fid
         generator = load_generator(gan, device)
-        conditioning, mu = Conditioning.from_checkpoint(gan["conditioning"]), latents(work)
+        conditioning = Conditioning.from_checkpoint(gan["conditioning"])
         zero = conditioning.mean.expand(int(held_out.sum()), -1)
         shuffled = numpy_generator(seed, "shuffle").permutation(np.flatnonzero(held_out))
         several = f"generated, mean of {TILES_PER_SPOT}"
@@ -184,9 +194,10 @@ def measure_her2st(work: Path, effort: Effort, seeds: list[int], gan_type: str) 
         for part in (made, features):
             part["generated"] = part[several][::TILES_PER_SPOT]
         features["real"] = meter.real_features
+        read = {name: read_expression(reader, part) for name, part in features.items()} | faithful
         read = {
-            name: read_expression(reader, part).reshape(len(zero), -1, len(genes)).mean(axis=1)
-            for name, part in features.items()
+            name: part.reshape(len(zero), -1, len(genes)).mean(axis=1)
+            for name, part in read.items()
         }
         scores = recovery_scores(
             read, logged[held_out][:, genes], numpy_generator(seed, "bootstrap"),
