@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.adam import Adam
 from models.augmentation import augmented, turned
+from models.dcgan import make_even
 from models.draws import StepDraws
 from models.networks import Networks
 from models.wgan import RELATIVISTIC, WASSERSTEIN, clip_weights
@@ -118,6 +119,8 @@ class AdversarialStep:
                 )
             generator_value.backward()
             self._take(networks.generator_optimizer, generator)
+            if config.even_upsampling:
+                make_even(generator)
             critic.requires_grad_(True)
         return torch.stack([loss, generator_value, penalty]).detach().float()
 

@@ -163,6 +163,19 @@ class Upsample(nn.ConvTranspose2d):
             image = image + self.bias
         return image.permute(0, 3, 1, 2)
 
+    @torch.no_grad()
+    def make_even(self) -> None:
+        """Move the weights the least way to where level features give a level result.
+
+        Of the 4 x 4 taps one output pixel takes 2 x 2, in four ways that alternate in rows and
+        columns. Where their sums differ, the result has a raster of two pixels.
+        """
+        ways = [self.weight[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        sums = [way.sum(dim=(2, 3), keepdim=True) for way in ways]
+        mean = sum(sums) / len(sums)
+        for way, own in zip(ways, sums, strict=True):
+            way -= (own - mean) / len(ways)
+
 
 class Product(torch.autograd.Function):
     """Rows (N, O) of rows (N, k k C) and a convolution's weight (O, C, k, k).

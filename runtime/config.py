@@ -191,6 +191,11 @@ class GANConfig(CohortConfig):
     local_noise: bool = Field(
         default=False, description="noise for every pixel of the feature maps; published: false"
     )
+    even_upsampling: bool = Field(
+        default=True,
+        description="the DCGAN's last three upsamplings turn level features into level ones, after"
+        " every step: no raster; published: false",
+    )
     residual_blocks: PositiveInt = Field(
         default=2, description="per resolution, of --gan_type r3gan; its paper: 2"
     )

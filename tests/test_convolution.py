@@ -63,6 +63,26 @@ def test_matrix_form_equals_the_convolution_with_first_and_second_derivatives(
         torch.testing.assert_close(one, expected)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_even_layer_has_no_raster_and_its_weights_moved_the_least(layout):
+    layer = Upsample(6, 4).to(memory_format=layout)
+    nn.init.normal_(layer.weight)
+    level = torch.randn(1, 6, 1, 1).expand(1, 6, 5, 5)
+    before = layer.weight.detach().clone()
+    assert layer(level)[..., 1:-1, 1:-1].std(dim=(2, 3)).min() > 0.1
+    layer.make_even()
+    inside = layer(level)[..., 1:-1, 1:-1]
+    torch.testing.assert_close(inside, inside[..., :1, :1].expand_as(inside))
+    even = layer.weight.detach().clone()
+    layer.make_even()
+    torch.testing.assert_close(layer.weight.detach(), even)
+    other = Upsample(6, 4)  # any other even weights: the way there is at a right angle
+    nn.init.normal_(other.weight)
+    other.make_even()
+    across = ((even - before) * (other.weight.detach() - even)).sum()
+    assert across.abs() < 1e-3 * (even - before).norm() * (other.weight.detach() - even).norm()
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("how", [(4, 2, 1, 1, 1), (3, 1, 1, 1, 2), (1, 1, 0, 1, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -34,6 +34,20 @@ def generator_of(weights, latents):
     return torch.tanh(last)
 
 
+def make_even(weights):
+    """Have the sums of the taps of the four kinds of output pixels equal, in every kernel."""
+    for name in ("blocks.0.weight", "blocks.3.weight", "to_rgb.weight"):
+        for kernel in (kernel for row in weights[name].detach() for kernel in row):
+            excess = {
+                (row, column): kernel[row::2, column::2].sum() - kernel.sum() / 4
+                for row in (0, 1)
+                for column in (0, 1)
+            }
+            for row in range(4):
+                for column in range(4):
+                    kernel[row, column] -= excess[row % 2, column % 2] / 4
+
+
 def features_of(weights, image):
     """Return the features (F,) of one image."""
     features = F.conv2d(image[None], weights["blocks.0.weight"], weights["blocks.0.bias"], 2, 1)
@@ -141,6 +155,7 @@ def plain_training(start, batches, conditioning, relativistic):
             if mu is not None:
                 terms[-1] = terms[-1] + REGRESSION * regression_of(critic, fake[k], profiles[k])
         adam(generator, sum(terms) / N, memories[0], RATES[0])
+        make_even(generator)
         decay = min(DECAY, (1 + step) / (10 + step))
         for name, weight in generator.items():
             average[name] = decay * average[name] + (1 - decay) * weight.detach()
