@@ -32,7 +32,7 @@ BETAVAE = SPLIT | {
 }  # fmt: skip
 # Few tiles and minutes: small networks, strong augmentation, no momentum, fast average, noise for
 # every place, without which the texture repeats, a light regression of the latents (FID 103, with
-# twice the weight 116, on one seed; three differ by 50), and a critic that sees tiles through a
+# twice the weight 116, on one seed; three differ by 16), and a critic that sees tiles through a
 # network trained on photographs, bounded by spectral normalisation instead of a penalty. What the
 # residual RNA-GAN reached with 3,559 steps of its own critic, FID 144, it reaches with 1,470 that
 # way.
