@@ -31,11 +31,11 @@ BETAVAE = SPLIT | {
     "batch_size": 64, "num_epochs": 100, "save_dir": "betavae",
 }  # fmt: skip
 # Few tiles and minutes: small networks, strong augmentation, no momentum, fast average, noise for
-# every place, without which the texture repeats, a light regression of the latents (FID 103, with
-# twice the weight 116, on one seed; three differ by 16), and a critic that sees tiles through a
-# network trained on photographs, bounded by spectral normalisation instead of a penalty. What the
-# residual RNA-GAN reached with 3,559 steps of its own critic, FID 144, it reaches with 1,470 that
-# way.
+# every place, without which the texture repeats, a light regression of the latents (without even
+# upsampling FID 103, with twice the weight 116, on one seed; with it three seeds differ by 16), and
+# a critic that sees tiles through a network trained on photographs, bounded by spectral
+# normalisation instead of a penalty. What the residual RNA-GAN reached with 3,559 steps of its own
+# critic, FID 144, it reaches with 1,470 that way.
 GAN = SPLIT | {
     "patch_data_path": ["tiles"], "img_size": 64, "n_workers": 0, "step_channels": 32,
     "latent_dim": 64, "noise_dim": 32, "local_noise": True, "generator_modulation": True,
