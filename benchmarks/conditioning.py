@@ -1,12 +1,12 @@
 """Does the profile reach the tile? On the simulated cohort with known truth, and on HER2ST.
 
 Simulated: RNA-GANs of lung, brain and of both at 64 px, the published formulation, and lung with
-less in the critic, measured on held-out donors by measure_conditioning.py. HER2ST: expression read
-back from tiles generated for held-out spots, by a ridge fitted on real training tiles, against real
-tiles, shuffled and zero profiles, and real training tiles of the nearest profiles, as a generator
-without error would give; FID against the unconditional model's; nuclear density of generated
-against real tiles. One JSON line per figure. Nothing else should run meanwhile. A run that was
-stopped continues with the same --work.
+other ways in which the critic sees the profile, measured on held-out donors by
+measure_conditioning.py. HER2ST: expression read back from tiles generated for held-out spots, by a
+ridge fitted on real training tiles, against real tiles, shuffled and zero profiles, and real
+training tiles of the nearest profiles, as a generator without error would give; FID against the
+unconditional model's; nuclear density of generated against real tiles. One JSON line per figure.
+Nothing else should run meanwhile. A run that was stopped continues with the same --work.
 
     python3 -m benchmarks.conditioning --part simulated --minutes 15 --work work
     python3 -m benchmarks.conditioning --part her2st --minutes 12 --work work
@@ -100,8 +100,8 @@ def simulated_runs() -> dict[str, tuple[dict, str, list[str]]]:
     plain = {"generator_modulation": False, "local_noise": False}
     published = base["lung"] | published_keys() | plain
     runs["published"] = (published, "wganvae", ["lung"])
-    for seen in ("none", "projection", "regression"):
-        keys = base["lung"] | {"critic_conditioning": seen}
+    for seen in ("none", "regression", "both"):
+        keys = base["lung"] | {"critic_conditioning": seen, "regression_weight": 4.0}
         runs[f"critic-{seen}"] = (keys, "relativisticvae", ["lung"])
     return runs
 

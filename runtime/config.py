@@ -225,10 +225,12 @@ class GANConfig(CohortConfig):
         default="linear", description="published: leaky_relu"
     )
     critic_conditioning: Literal["none", "projection", "regression", "both"] = Field(
-        default="both", description="what the RNA-GAN's critic sees of the profile; published: none"
+        default="projection",
+        description="how the RNA-GAN's critic sees the profile; both: projection and regression;"
+        " published: none",
     )
     regression_weight: NonNegative = Field(
-        default=0.2, description="weight of the critic's latent regression"
+        default=0.2, description="weight of the latent regression, where the critic has one"
     )
     latent_norm: Literal["population", "batch"] = Field(
         default="population", description="batch: as published, where one patient's profile cancels"

@@ -164,7 +164,8 @@ def plain_training(start, batches, conditioning, relativistic):
 
 @pytest.mark.parametrize("loss_type", ["wgan", "wganvae", "relativistic", "relativisticvae"])
 def test_steps_are_those_of_a_plain_implementation(cohort, monkeypatch, loss_type):
-    keys = json.loads((cohort / "gan_lung.json").read_text()) | {"augment": "none"}
+    keys = json.loads((cohort / "gan_lung.json").read_text())
+    keys |= {"augment": "none", "critic_conditioning": "both"}
     (cohort / "gan_lung.json").write_text(json.dumps(keys))
     conditional = loss_type.endswith("vae")
     if conditional:
