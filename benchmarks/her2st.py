@@ -34,7 +34,7 @@ BETAVAE = SPLIT | {
 # every place, without which the texture repeats, and a critic that sees tiles through a network
 # trained on photographs, bounded by spectral normalisation instead of a penalty. The profile meets
 # it by projection alone: a regression of the latents beside it was met by patterns that only the
-# critic reads (median r of expression read from one tile 0.16, without it 0.21).
+# critic reads (mean FID of three seeds 107 with it, 99 without).
 GAN = SPLIT | {
     "patch_data_path": ["tiles"], "img_size": 64, "n_workers": 0, "step_channels": 32,
     "latent_dim": 64, "noise_dim": 32, "local_noise": True, "generator_modulation": True,
