@@ -15,7 +15,7 @@ EPSILON = 1e-3  # of every batch norm in the original graph
 ONE_PASS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-class Convolution(nn.Conv2d):
+class ConvReLU(nn.Conv2d):
     """Convolution, bias and ReLU: a convolution with its fixed batch norm folded in."""
 
     def forward(self, features: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class MaxPool(nn.MaxPool2d):
         return _maximum(*columns).view(torch.bfloat16)
 
 
-class PooledConvolution(Convolution):
+class PooledConvReLU(ConvReLU):
     """Average over 3 x 3 places, the padding left out, then a 1 x 1 convolution, bias and ReLU.
 
     Both are linear and change places: fewer channels are left to be averaged.
@@ -80,14 +80,14 @@ class Mixed(nn.Module):
 class MixedE(nn.Module):
     """The last two blocks, in which two branches fork once more."""
 
-    def __init__(self, channels: int, pool: nn.Module, pooled: Convolution) -> None:
+    def __init__(self, channels: int, pool: nn.Module, pooled: ConvReLU) -> None:
         super().__init__()
-        self.conv = Convolution(channels, 320, 1)
-        self.tower_conv = Convolution(channels, 384, 1)
+        self.conv = ConvReLU(channels, 320, 1)
+        self.tower_conv = ConvReLU(channels, 384, 1)
         self.tower_mixed_conv = _row(384, 384, 3)
         self.tower_mixed_conv_1 = _column(384, 384, 3)
-        self.tower_1_conv = Convolution(channels, 448, 1)
-        self.tower_1_conv_1 = Convolution(448, 384, 3, padding=1)
+        self.tower_1_conv = ConvReLU(channels, 448, 1)
+        self.tower_1_conv_1 = ConvReLU(448, 384, 3, padding=1)
         self.tower_1_mixed_conv = _row(384, 384, 3)
         self.tower_1_mixed_conv_1 = _column(384, 384, 3)
         self.tower_2_pool = pool
@@ -122,12 +122,12 @@ class FIDInception(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             OrderedDict(  # channels x side behind each layer
-                conv=Convolution(3, 32, 3, stride=2),  # 32 x 149
-                conv_1=Convolution(32, 32, 3),  # 32 x 147
-                conv_2=Convolution(32, 64, 3, padding=1),  # 64 x 147
+                conv=ConvReLU(3, 32, 3, stride=2),  # 32 x 149
+                conv_1=ConvReLU(32, 32, 3),  # 32 x 147
+                conv_2=ConvReLU(32, 64, 3, padding=1),  # 64 x 147
                 pool0=MaxPool(),  # 64 x 73
-                conv_3=Convolution(64, 80, 1),  # 80 x 73
-                conv_4=Convolution(80, 192, 3),  # 192 x 71
+                conv_3=ConvReLU(64, 80, 1),  # 80 x 73
+                conv_4=ConvReLU(80, 192, 3),  # 192 x 71
                 pool1=MaxPool(),  # 192 x 35
                 mixed=_block_a(192, 32),  # 256 x 35
                 mixed_1=_block_a(256, 64),  # 288 x 35
@@ -138,8 +138,8 @@ class FIDInception(nn.Module):
                 mixed_6=_block_c(160),  # 768 x 17
                 mixed_7=_block_c(192),  # 768 x 17
                 mixed_8=_block_d(),  # 1280 x 8
-                mixed_9=MixedE(1280, nn.Identity(), PooledConvolution(1280, 192)),  # 2048 x 8
-                mixed_10=MixedE(2048, nn.MaxPool2d(3, 1, 1), Convolution(2048, 192, 1)),  # 2048 x 8
+                mixed_9=MixedE(1280, nn.Identity(), PooledConvReLU(1280, 192)),  # 2048 x 8
+                mixed_10=MixedE(2048, nn.MaxPool2d(3, 1, 1), ConvReLU(2048, 192, 1)),  # 2048 x 8
                 pool2=nn.AvgPool2d(8),  # 2048 x 1
             )
         )
@@ -190,34 +190,34 @@ def _tower(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
 
 
-def _row(inputs: int, outputs: int, width: int) -> Convolution:
-    return Convolution(inputs, outputs, (1, width), padding=(0, width // 2))
+def _row(inputs: int, outputs: int, width: int) -> ConvReLU:
+    return ConvReLU(inputs, outputs, (1, width), padding=(0, width // 2))
 
 
-def _column(inputs: int, outputs: int, height: int) -> Convolution:
-    return Convolution(inputs, outputs, (height, 1), padding=(height // 2, 0))
+def _column(inputs: int, outputs: int, height: int) -> ConvReLU:
+    return ConvReLU(inputs, outputs, (height, 1), padding=(height // 2, 0))
 
 
 def _block_a(channels: int, pooled: int) -> Mixed:
     return Mixed(
-        conv=Convolution(channels, 64, 1),
-        tower=_tower(Convolution(channels, 48, 1), Convolution(48, 64, 5, padding=2)),
+        conv=ConvReLU(channels, 64, 1),
+        tower=_tower(ConvReLU(channels, 48, 1), ConvReLU(48, 64, 5, padding=2)),
         tower_1=_tower(
-            Convolution(channels, 64, 1),
-            Convolution(64, 96, 3, padding=1),
-            Convolution(96, 96, 3, padding=1),
+            ConvReLU(channels, 64, 1),
+            ConvReLU(64, 96, 3, padding=1),
+            ConvReLU(96, 96, 3, padding=1),
         ),
-        tower_2=_tower(PooledConvolution(channels, pooled)),
+        tower_2=_tower(PooledConvReLU(channels, pooled)),
     )
 
 
 def _block_b() -> Mixed:
     return Mixed(
-        conv=Convolution(288, 384, 3, stride=2),
+        conv=ConvReLU(288, 384, 3, stride=2),
         tower=_tower(
-            Convolution(288, 64, 1),
-            Convolution(64, 96, 3, padding=1),
-            Convolution(96, 96, 3, stride=2),
+            ConvReLU(288, 64, 1),
+            ConvReLU(64, 96, 3, padding=1),
+            ConvReLU(96, 96, 3, stride=2),
         ),
         pool=MaxPool(),
     )
@@ -225,27 +225,27 @@ def _block_b() -> Mixed:
 
 def _block_c(narrow: int) -> Mixed:
     return Mixed(
-        conv=Convolution(768, 192, 1),
-        tower=_tower(Convolution(768, narrow, 1), _row(narrow, narrow, 7), _column(narrow, 192, 7)),
+        conv=ConvReLU(768, 192, 1),
+        tower=_tower(ConvReLU(768, narrow, 1), _row(narrow, narrow, 7), _column(narrow, 192, 7)),
         tower_1=_tower(
-            Convolution(768, narrow, 1),
+            ConvReLU(768, narrow, 1),
             _column(narrow, narrow, 7),
             _row(narrow, narrow, 7),
             _column(narrow, narrow, 7),
             _row(narrow, 192, 7),
         ),
-        tower_2=_tower(PooledConvolution(768, 192)),
+        tower_2=_tower(PooledConvReLU(768, 192)),
     )
 
 
 def _block_d() -> Mixed:
     return Mixed(
-        tower=_tower(Convolution(768, 192, 1), Convolution(192, 320, 3, stride=2)),
+        tower=_tower(ConvReLU(768, 192, 1), ConvReLU(192, 320, 3, stride=2)),
         tower_1=_tower(
-            Convolution(768, 192, 1),
+            ConvReLU(768, 192, 1),
             _row(192, 192, 7),
             _column(192, 192, 7),
-            Convolution(192, 192, 3, stride=2),
+            ConvReLU(192, 192, 3, stride=2),
         ),
         pool=MaxPool(),
     )

@@ -80,6 +80,7 @@ class AdversarialStep:
         """Return the measures of a step with or without penalty and generator's part."""
         config, networks, loss_type = self.config, self.networks, self.loss_type
         generator, critic, condition = networks.generator, networks.critic, draws.condition
+        critic.begin_step()
         with self._autocast():
             fake = generator(draws.latents).float()
         if config.augment != "none":

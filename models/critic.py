@@ -81,6 +81,9 @@ class ConditionalCritic(nn.Module):
         """Return the features (N, C * P) of images (N, 3, H, W) in [-1, 1]."""
         raise NotImplementedError
 
+    def begin_step(self) -> None:
+        """Bring up to date what follows the weights: once a step, however its batch is split."""
+
     def judge(self, features: Tensor, latents: Tensor | None = None) -> CriticOutput:
         """Return score and latent prediction of features (N, C * P) beside latents (N, D)."""
         score = self.score(features).squeeze(1)  # (N,)

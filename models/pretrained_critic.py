@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from models.convolution import Convolution
 from models.critic import SLOPE, ConditionalCritic, doublings
@@ -163,6 +164,7 @@ class PretrainedCritic(ConditionalCritic):
         places = LAST_PX**2
         self.build_head(last * len(self.heads), places, latent_dim, conditioning, output, bias=True)
         self.requires_grad_(True)
+        self.train()
 
     def requires_grad_(self, requires_grad: bool = True) -> PretrainedCritic:
         """Have the gradients of what learns computed, or not; the rest stays fixed."""
@@ -170,6 +172,25 @@ class PretrainedCritic(ConditionalCritic):
         for fixed in (self.backbone, self.across, self.up):
             fixed.requires_grad_(False)
         return self
+
+    def train(self, mode: bool = True) -> PretrainedCritic:
+        """Set the mode; spectral norms move in `begin_step` alone, not whenever they are used."""
+        super().train(mode)
+        for norm in self._spectral_norms():
+            norm.eval()
+        return self
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Take one power iteration of every spectral norm."""
+        for norm in self._spectral_norms():
+            norm.train()
+            norm()
+            norm.eval()
+
+    def _spectral_norms(self) -> list[nn.Module]:
+        layers = filter(is_parametrized, self.modules())
+        return [layer.parametrizations.weight for layer in layers]
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features (N, C * 16) of images (N, 3, H, W) in [-1, 1]."""

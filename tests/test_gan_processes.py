@@ -74,9 +74,15 @@ def distance(one, other):
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(*flat, strict=True))
 
 
-@pytest.mark.parametrize("loss_type", ["relativistic", "wganvae"])
-def test_two_processes_follow_one_with_the_joint_batch_and_agree(cohort, loss_type):
+@pytest.mark.parametrize(
+    ("loss_type", "critic_features"),
+    [("relativistic", "own"), ("wganvae", "own"), ("relativistic", "pretrained")],
+)
+def test_two_processes_follow_one_with_the_joint_batch_and_agree(
+    cohort, loss_type, critic_features
+):
     change_config(step_channels=16, augment="full", penalty_interval=2)
+    change_config(critic_features=critic_features)
     if loss_type == "wganvae":
         betaVAE_training.main(["--config", "betavae.json"])
     gan_type = ("--gan_type", "r3gan")

@@ -77,12 +77,20 @@ def test_samples_are_kept_apart_and_scores_are_bounded():
     images = torch.randn(4, 3, 32, 32)
     alone = torch.cat([critic(image[None]).score for image in images])
     torch.testing.assert_close(critic(images).score, alone, rtol=1e-4, atol=1e-5)
-    for _ in range(30):  # of power iteration
-        critic.train()(images)
+    for _ in range(30):
+        critic.begin_step()
     for layer in critic.heads.modules():
         if isinstance(layer, Convolution):
             norm = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
             assert norm.item() == pytest.approx(1, abs=0.1)
+
+
+def test_scores_do_not_depend_on_how_often_they_were_asked_for_within_a_step():
+    critic, images = PretrainedCritic(16, 4).train(), torch.randn(2, 3, 16, 16)
+    first = critic(images).score
+    assert torch.equal(critic(images).score, first)
+    critic.begin_step()
+    assert not torch.equal(critic(images).score, first)
 
 
 def test_clipping_leaves_what_is_fixed():
