@@ -16,6 +16,7 @@ from models.critic import SLOPE, ConditionalCritic, doublings
 
 NORM_EPSILON = 1e-3
 LAST_PX = 4
+POWER_ITERATIONS = 3  # a step, of each spectral norm
 
 
 class Stage(NamedTuple):
@@ -182,7 +183,7 @@ class PretrainedCritic(ConditionalCritic):
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        """Take one power iteration of every spectral norm."""
+        """Take the step's power iterations of every spectral norm."""
         for norm in self._spectral_norms():
             norm.train()
             norm()
@@ -214,7 +215,11 @@ def _head(before: int, after: int, last: int, side: int) -> nn.Sequential:
     """Return the layers from a map of `before` channels to one of `last` channels and 4 px."""
     layers: list[nn.Module] = []
     while side > LAST_PX:
-        layers += [spectral_norm(Convolution(before, after, 4, 2, 1)), nn.LeakyReLU(SLOPE)]
+        layers += [_bounded(Convolution(before, after, 4, 2, 1)), nn.LeakyReLU(SLOPE)]
         before, after, side = after, min(2 * after, last), side // 2
-    layers += [spectral_norm(Convolution(before, last, 3, 1, 1)), nn.LeakyReLU(SLOPE)]
+    layers += [_bounded(Convolution(before, last, 3, 1, 1)), nn.LeakyReLU(SLOPE)]
     return nn.Sequential(*layers)
+
+
+def _bounded(layer: Convolution) -> Convolution:
+    return spectral_norm(layer, n_power_iterations=POWER_ITERATIONS)

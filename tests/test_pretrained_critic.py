@@ -77,7 +77,7 @@ def test_samples_are_kept_apart_and_scores_are_bounded():
     images = torch.randn(4, 3, 32, 32)
     alone = torch.cat([critic(image[None]).score for image in images])
     torch.testing.assert_close(critic(images).score, alone, rtol=1e-4, atol=1e-5)
-    for _ in range(30):
+    for _ in range(10):
         critic.begin_step()
     for layer in critic.heads.modules():
         if isinstance(layer, Convolution):
