@@ -27,6 +27,8 @@ KEEPING = """
 import os, sys, torch
 sys.path.insert(0, {root!r})
 import histopathology_gan as script
+torch.set_default_dtype(torch.{dtype})
+torch.Tensor.float = lambda tensor: tensor.to(torch.get_default_dtype())
 kept = []
 class Kept(script.Networks):
     def __init__(self, *given, **named):
@@ -61,6 +63,22 @@ def run(*command, **options):
     return subprocess.run([sys.executable, *map(str, command)], env=environment, **given)
 
 
+def train(dtype, given):
+    """Run the script in this process, with what it computes in float32 in `dtype`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", lambda tensor: tensor.to(dtype))
+        torch.set_default_dtype(dtype)
+        try:
+            histopathology_gan.main(given)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def keep_networks(dtype):
+    text = KEEPING.format(root=str(ROOT), dtype=str(dtype).removeprefix("torch."))
+    Path("keeping.py").write_text(text)
+
+
 def same_weights(one, other):
     return all(torch.equal(one[p][name], other[p][name]) for p in PARTS for name in one[p])
 
@@ -74,20 +92,26 @@ def distance(one, other):
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(*flat, strict=True))
 
 
+# With the pretrained critic a rounding in float32, of another number of threads even, grows to
+# 0.4 % of the losses in 21 steps; in float64 both runs are the same.
 @pytest.mark.parametrize(
-    ("loss_type", "critic_features"),
-    [("relativistic", "own"), ("wganvae", "own"), ("relativistic", "pretrained")],
+    ("loss_type", "critic_features", "dtype", "tolerance"),
+    [
+        ("relativistic", "own", torch.float32, 1e-3),
+        ("wganvae", "own", torch.float32, 1e-3),
+        ("relativistic", "pretrained", torch.float64, 1e-9),
+    ],
 )
 def test_two_processes_follow_one_with_the_joint_batch_and_agree(
-    cohort, loss_type, critic_features
+    cohort, loss_type, critic_features, dtype, tolerance
 ):
     change_config(step_channels=16, augment="full", penalty_interval=2)
     change_config(critic_features=critic_features)
     if loss_type == "wganvae":
         betaVAE_training.main(["--config", "betavae.json"])
     gan_type = ("--gan_type", "r3gan")
-    histopathology_gan.main(arguments("one", loss_type, 3, *gan_type))
-    Path("keeping.py").write_text(KEEPING.format(root=str(ROOT)))
+    train(dtype, arguments("one", loss_type, 3, *gan_type))
+    keep_networks(dtype)
     done = run(*TORCHRUN, "keeping.py", *arguments("two", loss_type, 2, *gan_type))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 epochs") == 1
@@ -95,16 +119,16 @@ def test_two_processes_follow_one_with_the_joint_batch_and_agree(
     assert same_weights(first, second)
     assert same_weights(first, load_checkpoint("models/two.model", "gan"))
     # The third epoch by one process: another number of processes continues the run.
-    histopathology_gan.main(arguments("two", loss_type, 3, *gan_type))
+    train(dtype, arguments("two", loss_type, 3, *gan_type))
     one, two = (load_checkpoint(f"models/{name}.model", "gan") for name in ("one", "two"))
     measures = ["critic_loss", "generator_loss", "gradient_penalty"]
     joint, apart = (pd.DataFrame(state["history"])[measures] for state in (one, two))
-    np.testing.assert_allclose(apart, joint, rtol=1e-3, atol=1e-4)
-    assert distance(two, one) < 1e-3
+    np.testing.assert_allclose(apart, joint, rtol=tolerance, atol=tolerance / 10)
+    assert distance(two, one) < tolerance
 
 
 def test_batch_normalisation_leaves_processes_identical(cohort):
-    Path("keeping.py").write_text(KEEPING.format(root=str(ROOT)))
+    keep_networks(torch.float32)
     done = run(*TORCHRUN, "keeping.py", *arguments("two", "wgan", 1))
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
