@@ -3,10 +3,11 @@
 Simulated: RNA-GANs of lung, brain and of both at 64 px, the published formulation, and lung with
 other ways in which the critic sees the profile, measured on held-out donors by
 measure_conditioning.py. HER2ST: expression read back from tiles generated for held-out spots, by a
-ridge fitted on real training tiles, against real tiles, shuffled and zero profiles, and real
-training tiles of the nearest profiles, as a generator without error would give; FID against the
-unconditional model's; nuclear density of generated against real tiles. One JSON line per figure.
-Nothing else should run meanwhile. A run that was stopped continues with the same --work.
+ridge fitted on real training tiles, against real tiles, shuffled and zero profiles, and, as a
+generator without error would give, real training tiles of the nearest profiles and the mean real
+features of a profile; FID against the unconditional model's; nuclear density of generated against
+real tiles. One JSON line per figure. Nothing else should run meanwhile. A run that was stopped
+continues with the same --work.
 
     python3 -m benchmarks.conditioning --part simulated --minutes 15 --work work
     python3 -m benchmarks.conditioning --part her2st --minutes 12 --work work
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import LinearRegression
 
 from benchmarks import her2st
 from benchmarks.gan_quality import latents, sample_ours, train_ours
@@ -30,6 +32,7 @@ from data.pixels import image_grid, images_to_pixels, write_png
 from data.tiles import TileDataset
 from metrics.expression_recovery import (
     fit_expression_reader,
+    gene_correlations,
     most_abundant,
     read_expression,
     recovery_scores,
@@ -172,6 +175,10 @@ def measure_her2st(work: Path, effort: Effort, seeds: list[int], gan_type: str) 
         f"real training tiles of the {count} nearest profiles": on_training[nearest[:, :count]]
         for count in NEAREST
     }
+    mean_features = LinearRegression().fit(scaled[~held_out], training)
+    faithful["mean real features, linear in the latents"] = read_expression(
+        reader, mean_features.predict(scaled[held_out])
+    )
     for seed in seeds:
         gan = load_checkpoint(train_ours(work, f"rna {gan_type}", effort, seed), "gan")
         unconditional = train_ours(work, gan_type, effort, seed)
@@ -195,18 +202,21 @@ def measure_her2st(work: Path, effort: Effort, seeds: list[int], gan_type: str) 
             part["generated"] = part[several][::TILES_PER_SPOT]
         features["real"] = meter.real_features
         read = {name: read_expression(reader, part) for name, part in features.items()} | faithful
-        read = {
-            name: part.reshape(len(zero), -1, len(genes)).mean(axis=1)
-            for name, part in read.items()
-        }
+        read = {name: part.reshape(len(zero), -1, len(genes)) for name, part in read.items()}
+        true = logged[held_out][:, genes]
+        of_one = [
+            np.nanmedian(gene_correlations(part, true)) for part in read[several].swapaxes(0, 1)
+        ]
         scores = recovery_scores(
-            read, logged[held_out][:, genes], numpy_generator(seed, "bootstrap"),
-            spots.region[held_out].tolist(),
+            {name: part.mean(axis=1) for name, part in read.items()}, true,
+            numpy_generator(seed, "bootstrap"), spots.region[held_out].tolist(),
         )  # fmt: skip
         real = scores["real"]["median_r"]
         for name, score in scores.items():
             asked = name.startswith("generated")
             ratio = {"ratio": score["median_r"] / real, "target": 2} if asked else {}
+            if name == "generated":
+                ratio |= {"mean_of_noises": np.mean(of_one), "sd_of_noises": np.std(of_one)}
             report(
                 f"HER2ST median r of {ABUNDANT} genes, {name}, seed {seed}",
                 score["median_r"], interval=score["interval"], **ratio,
